@@ -1,0 +1,135 @@
+"""Command lines from dataclasses: each field is a setting, and its flag, and its line of help.
+
+@dataclass(frozen=True)
+class Settings:
+    lengths: tuple[int, ...] = setting(range(3, 25), "digits that the network reads")
+
+parser = Parser(__doc__)
+parser.add_settings("experiment", Settings)
+given(parser.parse_args(), Settings)   # {"lengths": (3, 4)}: only what was typed
+"""
+
+import argparse
+import dataclasses
+import sys
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+
+class Trouble(Exception):
+    """What a user can mend. It is told in one line, and the exit code is 2."""
+
+
+def setting(default: Any, help: str) -> Any:
+    """Returns a dataclass field with a default and a line of help."""
+    if isinstance(default, range):
+        default = tuple(default)
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Reads whole numbers: a list of numbers and of ranges that include both ends, `3-24,30`."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        try:
+            span = range(int(first), int(last if dash else first) + 1)
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a list of numbers and ranges such as 3-24,30"
+            ) from None
+        if not span:
+            raise argparse.ArgumentTypeError(
+                f"the range {part} is empty: its end is before its start"
+            )
+        found += span
+    return tuple(dict.fromkeys(found))
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Reads a list of names, `lstm,rnn`."""
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of names such as lstm,rnn")
+    return found
+
+
+def shown(value: Any) -> str:
+    """Returns a setting's value as one types it: the inverse of the readers above."""
+    if isinstance(value, tuple) and value and isinstance(value[0], int):
+        spans: list[list[int]] = []
+        for number in value:
+            if spans and number == spans[-1][-1] + 1:
+                spans[-1][1:] = [number]
+            else:
+                spans.append([number])
+        return ",".join("-".join(map(str, span)) for span in spans)
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return "none" if value is None else str(value)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose flags are dataclass fields and whose errors are one line."""
+
+    def __init__(self, doc: str):
+        super().__init__(
+            description=doc,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            argument_default=argparse.SUPPRESS,
+            allow_abbrev=False,
+        )
+
+    def add_settings(self, title: str, settings: type) -> None:
+        group = self.add_argument_group(title)
+        types_of = typing.get_type_hints(settings)
+        for field in dataclasses.fields(settings):
+            flag = "--" + field.name.replace("_", "-")
+            help = f"{field.metadata['help']} ({shown(field.default)})".replace("%", "%%")
+            if types_of[field.name] is bool:
+                group.add_argument(
+                    flag, action="store_true", help=field.metadata["help"].replace("%", "%%")
+                )
+                continue
+            convert, choices, metavar = _reader(types_of[field.name])
+            group.add_argument(flag, type=convert, choices=choices, metavar=metavar, help=help)
+
+    def error(self, message: str) -> typing.NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _reader(kind: Any) -> tuple[Callable[[str], Any], tuple[str, ...] | None, str | None]:
+    """Returns how text becomes a `kind`, the choices there are, and the word for it in the help."""
+    if kind == tuple[int, ...]:
+        return numbers, None, "N-N,N"
+    if kind == tuple[str, ...]:
+        return words, None, "NAME,NAME"
+    if typing.get_origin(kind) is typing.Literal:
+        return str, typing.get_args(kind), None
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        (inner,) = (member for member in typing.get_args(kind) if member is not type(None))
+        convert, choices, metavar = _reader(inner)
+
+        def optional(text: str) -> Any:
+            return None if text == "none" else convert(text)
+
+        optional.__name__ = convert.__name__  # argparse names it in its errors
+        return optional, choices, metavar
+    return kind, None, {int: "N", float: "X", str: "TEXT"}[kind]
+
+
+def given(namespace: argparse.Namespace, settings: type) -> dict[str, Any]:
+    """Returns the settings of one dataclass that were typed, and no other."""
+    names = {field.name for field in dataclasses.fields(settings)}
+    return {name: value for name, value in vars(namespace).items() if name in names}
+
+
+def one_line(main: Callable[[], int]) -> typing.NoReturn:
+    """Runs `main` as a script does: exits with its code, or with 2 and one line of trouble."""
+    try:
+        sys.exit(main())
+    except Trouble as trouble:
+        print(f"{sys.argv[0]}: {trouble}", file=sys.stderr)
+        sys.exit(2)

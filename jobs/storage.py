@@ -1,0 +1,146 @@
+"""The folder of one run, on a disk or behind a URI: its name, its lock, its settings."""
+
+import fcntl
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyarrow import fs
+
+from jobs.flags import Trouble, shown
+from models import checkpoint
+
+SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on a filesystem of pyarrow's, which is how Ray reaches storage, too."""
+
+    uri: str  # what Ray and people are given: an absolute path or a URI
+    filesystem: fs.FileSystem
+    path: str  # what the filesystem is given
+
+    def read(self, name: str) -> bytes:
+        with self.filesystem.open_input_file(f"{self.path}/{name}") as file:
+            return file.read()
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a file whole or not at all."""
+        target = f"{self.path}/{name}"
+        with self.filesystem.open_output_stream(f"{target}.tmp") as file:
+            file.write(content)
+        self.filesystem.move(f"{target}.tmp", target)
+
+    def names(self) -> list[str]:
+        """Returns the names of what lies in the folder, none where there is no folder."""
+        selector = fs.FileSelector(self.path, allow_not_found=True)
+        return sorted(entry.base_name for entry in self.filesystem.get_file_info(selector))
+
+    @property
+    def name(self) -> str:
+        return self.uri.rpartition("/")[2]
+
+    @property
+    def parent(self) -> str:
+        return self.uri.rpartition("/")[0] or "/"
+
+    def child(self, name: str) -> "Folder":
+        return Folder(f"{self.uri.rstrip('/')}/{name}", self.filesystem, f"{self.path}/{name}")
+
+
+def open_folder(storage: str) -> Folder:
+    """Returns the folder at a local path (`~` and relative ones too) or a URI such as s3://bucket/x."""
+    if "://" not in storage:
+        storage = os.path.abspath(os.path.expanduser(storage))
+    try:
+        filesystem, path = fs.FileSystem.from_uri(storage)
+    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+        raise Trouble(f"--storage {storage}: {error}") from None
+    return Folder(storage, filesystem, path.rstrip("/"))
+
+
+def run_folder(storage: str, name: str, fresh: bool) -> Folder:
+    """Returns the folder of the run `name`; with `fresh`, a new one beside those that are there.
+
+    Nothing is written.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+        raise Trouble(
+            f"--name {name!r}: a name is made of letters, digits, dots, dashes, underscores"
+        )
+    parent = open_folder(storage)
+    folder, count = parent.child(name), 1
+    while fresh and folder.names():
+        count += 1
+        folder = parent.child(f"{name}-{count}")
+    return folder
+
+
+def compare(folder: Folder, settings: list[dict[str, Any]]) -> None:
+    """Raises Trouble where the folder holds a run that was made with other settings."""
+    if SETTINGS not in folder.names():
+        return
+    difference = _difference(json.loads(folder.read(SETTINGS)), json.loads(json.dumps(settings)))
+    if difference:
+        raise Trouble(
+            f"{folder.uri} holds a run with other settings ({difference}): "
+            "give this one another --name, or --fresh"
+        )
+
+
+def claim(folder: Folder, settings: list[dict[str, Any]]) -> None:
+    """Writes the settings into the folder, and keeps other processes out of it until this one ends.
+
+    Raises:
+        Trouble: it cannot be written, or another process is at work in it.
+    """
+    try:
+        folder.filesystem.create_dir(folder.path)
+        if isinstance(folder.filesystem, fs.LocalFileSystem):
+            _lock(folder)
+        folder.write(SETTINGS, json.dumps(settings, indent=2).encode())
+    except OSError as error:
+        raise Trouble(f"--storage: {folder.uri} cannot be written: {error}") from None
+
+
+def newest_checkpoint(
+    folder: Folder, device: torch.device | str = "cpu"
+) -> tuple[checkpoint.Checkpoint | None, list[str]]:
+    """Returns a trial's or a run's newest whole checkpoint, and the names of the damaged ones."""
+    names = [name for name in folder.names() if name.startswith("checkpoint_")]
+    return checkpoint.newest(names, folder.read, device)
+
+
+_locks = []  # open files: the kernel frees a lock when its process ends, however it ends
+
+
+def _lock(folder: Folder) -> None:
+    file = Path(folder.path, ".lock").open("w")  # noqa: SIM115 - it stays open
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Trouble(f"{folder.uri}: another process is running this, wait for it") from None
+    _locks.append(file)
+
+
+def _difference(there: list[dict[str, Any]], here: list[dict[str, Any]]) -> str:
+    """Says in what two lists of settings differ, part by part; nothing where they do not."""
+    if len(there) != len(here):
+        return f"{len(there)} grids there, {len(here)} here"
+    return ", ".join(
+        dict.fromkeys(
+            f"{name} {_typed(old.get(name))} there, {_typed(new.get(name))} here"
+            for old, new in zip(there, here, strict=True)
+            for name in {**old, **new}
+            if old.get(name) != new.get(name)
+        )
+    )
+
+
+def _typed(value: Any) -> str:
+    return shown(tuple(value) if isinstance(value, list) else value)

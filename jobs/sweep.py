@@ -1,0 +1,315 @@
+"""Trains the recurrent networks of a grid, one Ray Tune trial for each, on the palindrome task.
+
+  python jobs/sweep.py                                   the report's Figures 1-3
+  python jobs/sweep.py --preset quick                    a small grid, minutes on 2 cores
+  python jobs/sweep.py --cells lstm --lengths 10-30,40 --start uniform,chrono --seeds 0-4
+
+On a cluster: ray submit cluster.yaml jobs/sweep.py -- --storage s3://BUCKET/sweeps
+The same command again continues: finished trials stay, the others go on from their last epoch.
+"""
+
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+from ray import tune
+
+from jobs import cluster, flags, storage, tuning
+from jobs.flags import Trouble, setting, shown
+from models import checkpoint, palindromes, recurrent
+from models.randomness import generator
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A grid of trials. It is what a run is: other values need another name."""
+
+    cells: tuple[str, ...] = setting(("lstm", "rnn"), "lstm, rnn or both")
+    lengths: tuple[int, ...] = setting(range(3, 25), "digits that the network reads")
+    seeds: tuple[int, ...] = setting(range(3), "each draws its own data, start and order")
+    start: tuple[str, ...] = setting(
+        ("uniform",), "how parameters start: uniform, orthogonal, chrono"
+    )
+    epochs: int = setting(20, "times that the training part is seen")
+    samples: int = setting(100_000, "palindromes of each trial, a fifth of them for validation")
+    batch_size: int = setting(128, "sequences of one training step")
+    lr: float = setting(0.001, "learning rate")
+    hidden: int = setting(128, "size of the hidden state")
+    optimizer: Literal["adam", "rmsprop"] = setting("adam", "what takes the training steps")
+    clip: float | None = setting(None, "largest norm of a gradient, or none")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where and how a sweep runs. A run that goes on may change all of it but its name."""
+
+    storage: str = setting("~/ray_results", "folder or URI that every node sees")
+    name: str | None = setting(
+        None, "folder of the run in the storage, or none for the preset's name"
+    )
+    fresh: bool = setting(False, "start over in a new folder beside the old one")
+    cpus_per_trial: int = setting(1, "CPUs that a trial reserves, and its threads")
+    gpus_per_trial: str = setting(
+        "auto", "share of a GPU, or auto: a quarter, 0 where there are none"
+    )
+    max_concurrent: int | None = setting(None, "trials at a time, or none for all that fit")
+    address: str | None = setting(None, "a Ray cluster, or none for the one here, else a new one")
+
+
+# A preset is one grid or several. Flags change them all; those that name a grid (GRID) give one.
+PRESETS = {
+    "figures": (Sweep(), Sweep(cells=("lstm",), lengths=tuple(range(25, 36)), epochs=5)),
+    "quick": (Sweep(lengths=(3, 5, 8, 12), seeds=(0, 1), epochs=6, samples=10_000),),
+}
+GRID = {"cells", "lengths"}
+
+
+def trial_configs(sweep: Sweep) -> list[dict[str, Any]]:
+    """Returns each trial's settings: seed by seed, so that a run cut short has whole figures."""
+    recipe = asdict(sweep)
+    for axis in ("cells", "lengths", "seeds", "start"):
+        del recipe[axis]
+    return [
+        {"cell": cell, "length": length, "seed": seed, "start": start, **recipe}
+        for seed in sweep.seeds
+        for length in sorted(
+            sweep.lengths, reverse=True
+        )  # the long ones first: no straggler at the end
+        for cell in sweep.cells
+        for start in sweep.start
+    ]
+
+
+def trial_name(config: dict[str, Any]) -> str:
+    """Returns a trial's name and folder, which never change: so its checkpoints are found."""
+    return "{cell}-{start}-length{length:03}-seed{seed}".format(**config)
+
+
+def check(sweep: Sweep) -> None:
+    """Raises Trouble for settings that cannot be run."""
+    for cell in sweep.cells:
+        for start in sweep.start:
+            try:
+                recurrent.build(cell, hidden=1, start=start, seed=0, length=2)
+            except ValueError as error:
+                raise Trouble(str(error)) from None
+    if min(sweep.lengths) < 2:
+        raise Trouble(f"--lengths {min(sweep.lengths)}: a sequence has 2 digits or more")
+    for name in ("epochs", "batch_size", "lr", "hidden", "clip"):
+        value = getattr(sweep, name)
+        if value is not None and not value > 0:
+            raise Trouble(f"--{name.replace('_', '-')} {value}: must be more than 0")
+    if sweep.samples < palindromes.FEWEST:
+        raise Trouble(f"--samples {sweep.samples}: {palindromes.FEWEST} or more are needed")
+    if sweep.samples * 4 // 5 < sweep.batch_size:
+        raise Trouble(
+            f"--samples {sweep.samples}: four fifths of them do not fill one batch "
+            f"of --batch-size {sweep.batch_size}"
+        )
+
+
+def train(config: dict[str, Any]) -> None:
+    """Trains one network and reports each epoch; a Tune trial runs this on a worker.
+
+    It goes on from the newest whole checkpoint in the trial's folder, whatever Tune remembers:
+    Tune's own snapshot may be older than the last epochs. Data, start and order all come from the
+    seed, so that a trial which was killed ends with the numbers of one which was not.
+    """
+    trial = tune.get_context()
+    torch.set_num_threads(int(trial.get_trial_resources().required_resources["CPU"]))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    seed, length = config["seed"], config["length"]
+    data = palindromes.palindromes(seed, length, config["samples"])
+    training, validation = data.train.to(device), data.validation.to(device)
+    network = recurrent.build(config["cell"], config["hidden"], config["start"], seed, length)
+    network.to(device)
+    optimizer = OPTIMIZERS[config["optimizer"]](network.parameters(), lr=config["lr"])
+
+    context = trial.get_storage()
+    folder = storage.Folder("", context.storage_filesystem, context.trial_fs_path)
+    last, damaged = storage.newest_checkpoint(folder, device)
+    history = last.history if last else []
+    if last:
+        network.load_state_dict(last.state["network"])
+        optimizer.load_state_dict(last.state["optimizer"])
+        torch.set_rng_state(last.state["random"].cpu())
+    else:
+        torch.manual_seed(seed)
+    for row in history:  # Tune may have lost them: readers take one row for each epoch
+        tune.report(row)
+
+    restored_epoch = len(history)
+    for epoch in range(len(history) + 1, config["epochs"] + 1):
+        began = time.perf_counter()
+        order = torch.randperm(len(training), generator=generator(seed, "order", epoch)).to(device)
+        train_loss = recurrent.train_epoch(
+            network, optimizer, training, order, config["batch_size"], config["clip"]
+        )
+        trained = time.perf_counter()
+        val_loss, val_accuracy = recurrent.evaluate(network, validation)
+        sequences = len(order) // config["batch_size"] * config["batch_size"]
+        row = {
+            "epoch": epoch,
+            "training_iteration": epoch,
+            "train_loss": train_loss,
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+            "train_seconds": trained - began,
+            "epoch_seconds": time.perf_counter() - began,
+            "sequences_per_second": sequences / (trained - began),
+            "restored_epoch": restored_epoch,
+            "damaged": " ".join(damaged),
+        }
+        history.append(row)
+        state = {
+            "network": network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+        with tempfile.TemporaryDirectory() as local:
+            checkpoint.save(local, state, history)
+            tune.report(row, checkpoint=tune.Checkpoint.from_directory(local))
+
+
+def _adam(parameters: Any, lr: float) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=lr, fused=True)
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": _adam,
+    "rmsprop": torch.optim.RMSprop,
+}
+
+
+def tuner(
+    folder: storage.Folder,
+    configs: dict[str, dict[str, Any]],
+    finished: set[str],
+    run: Run,
+    resources: dict[str, float],
+) -> tune.Tuner:
+    """Returns the Tuner that runs the trials that are not finished."""
+    trials = list(configs.values())
+    trainable = tune.with_resources(train, resources)
+    made = tune.Tuner(
+        trainable,
+        param_space=tuning.param_space(trials),
+        tune_config=tune.TuneConfig(
+            search_alg=tuning.TrialList(trials, run.max_concurrent),
+            num_samples=len(trials),
+            scheduler=tuning.Limit(run.max_concurrent) if run.max_concurrent else None,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: trial_name(trial.config),
+            trial_dirname_creator=lambda trial: trial_name(trial.config),
+        ),
+        run_config=tune.RunConfig(
+            name=folder.name,
+            storage_path=folder.parent,
+            callbacks=[tuning.Progress(configs, work_of_an_epoch, finished)],
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=3),
+            failure_config=tune.FailureConfig(max_failures=3),
+            verbose=0,
+        ),
+    )
+    # A Tuner that is made writes its configuration into the folder, and one that is restored reads
+    # it there: so a run that goes on obeys the limits of this command, not of the first one.
+    if any(name.startswith("experiment_state-") for name in folder.names()):
+        return tune.Tuner.restore(folder.uri, trainable, resume_errored=True)
+    return made
+
+
+def work_of_an_epoch(config: dict[str, Any]) -> float:
+    return config["samples"] * config["length"]
+
+
+def finished_trials(folder: storage.Folder, configs: dict[str, dict[str, Any]]) -> set[str]:
+    """Returns the names of the trials whose newest whole checkpoint is of their last epoch."""
+
+    def is_finished(name: str) -> bool:
+        last, _ = storage.newest_checkpoint(folder.child(name))
+        return last is not None and last.epoch >= configs[name]["epochs"]
+
+    with ThreadPoolExecutor() as threads:  # a storage behind a URI answers slowly
+        return {
+            name
+            for name, yes in zip(configs, threads.map(is_finished, configs), strict=True)
+            if yes
+        }
+
+
+def settings() -> tuple[tuple[Sweep, ...], Run]:
+    """Returns what the command line asks for: the grids, and where and how to run them."""
+    parser = flags.Parser(__doc__)
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="figures",
+        help="figures: lstm and rnn at 3-24, lstm at 25-35 for 5 epochs; "
+        "quick: both at 3,5,8,12 with fewer palindromes. Flags below go before it (figures)",
+    )
+    parser.add_settings("the experiment", Sweep)
+    parser.add_settings("the run", Run)
+    typed = parser.parse_args()
+    changes = flags.given(typed, Sweep)
+    parts = PRESETS[typed.preset][: 1 if GRID & changes.keys() else None]
+    parts = tuple(replace(part, **changes) for part in parts)
+    for part in parts:
+        check(part)
+    run = replace(Run(name=typed.preset), **flags.given(typed, Run))
+    if run.cpus_per_trial < 1:
+        raise Trouble(f"--cpus-per-trial {run.cpus_per_trial}: must be 1 or more")
+    if run.max_concurrent is not None and run.max_concurrent < 1:
+        raise Trouble(f"--max-concurrent {run.max_concurrent}: must be 1 or more")
+    return parts, run
+
+
+def describe(part: Sweep) -> str:
+    axes = [",".join(part.cells), f"lengths {shown(part.lengths)}", f"seeds {shown(part.seeds)}"]
+    axes += [f"starts {shown(part.start)}", f"{part.epochs} epochs of {part.samples} palindromes"]
+    return " x ".join(axes)
+
+
+def again(folder: storage.Folder) -> str:
+    """Returns the command that continues this run: the same one, but for --fresh."""
+    arguments = [argument for argument in sys.argv if argument != "--fresh"]
+    if len(arguments) < len(sys.argv):
+        arguments += ["--name", folder.name]
+    return shlex.join(["python", *arguments])
+
+
+def main() -> int:
+    parts, run = settings()
+    identity = [asdict(part) for part in parts]
+    configs = {trial_name(config): config for part in parts for config in trial_configs(part)}
+    folder = storage.run_folder(run.storage, run.name, run.fresh)
+    storage.compare(folder, identity)
+    finished = finished_trials(folder, configs)
+    if len(finished) < len(configs):
+        cluster.connect(run.address)
+        resources = cluster.resources(run.cpus_per_trial, run.gpus_per_trial)
+        storage.claim(folder, identity)
+        print(f"{len(configs)} trials, {len(finished)} of them done:")
+        print("\n".join(f"  {describe(part)}" for part in parts))
+        slots = cluster.slots(resources)
+        print(f"{min(slots, run.max_concurrent or slots)} at a time, each with {resources}")
+        print(f"results: {folder.uri}", flush=True)
+        results = tuner(folder, configs, finished, run, resources).fit()
+        finished = finished_trials(folder, configs)
+        for failed in (result for result in results if result.error):
+            print(f"failed: {str(failed.error).strip().splitlines()[-1]} ({failed.path}/error.txt)")
+    print(f"{len(finished)} of {len(configs)} trials done: {folder.uri}")
+    if len(finished) < len(configs):
+        print(f"to continue: {again(folder)}")
+        return 1
+    print(f"next: python analysis/sweep.py {shlex.quote(folder.uri)}")
+    return 0
+
+
+if __name__ == "__main__":
+    flags.one_line(main)

@@ -1,0 +1,162 @@
+"""What Ray Tune is given beside the job: its list of trials, a limit on them, a progress line."""
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import BasicVariantGenerator
+
+Config = dict[str, Any]
+
+
+class TrialList(BasicVariantGenerator):
+    """Gives out exactly the trials of a list, in its order, at most so many at a time.
+
+    A restored experiment brings its own list along, but not its old limit.
+    """
+
+    def __init__(self, configs: list[Config], at_most: int | None):
+        super().__init__(points_to_evaluate=configs, max_concurrent=at_most or 0)
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state({**state, "max_concurrent": self.max_concurrent})
+
+
+class Limit(FIFOScheduler):
+    """Runs at most so many trials at a time, also of those that a restored experiment had begun."""
+
+    def __init__(self, at_most: int):
+        super().__init__()
+        self.at_most = at_most
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        if trial.status == Trial.PENDING and self._busy(tune_controller) >= self.at_most:
+            trial.set_status(Trial.PAUSED)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        if self._busy(tune_controller) >= self.at_most:
+            return None
+        return super().choose_trial_to_run(tune_controller)
+
+    def _busy(self, tune_controller: Any) -> int:
+        trials = tune_controller.get_trials()
+        return sum(trial.status in (Trial.PENDING, Trial.RUNNING) for trial in trials)
+
+
+def param_space(configs: list[Config]) -> Config:
+    """Returns the search space that Tune wants to see around a list of points: their values."""
+    return {name: tune.choice(list({c[name]: 0 for c in configs})) for name in configs[0]}
+
+
+class Progress(tune.Callback):
+    """One line that says how far a sweep is: on a terminal always the same, else now and then a new one.
+
+    Args:
+        configs: all trials, by name.
+        work: what an epoch of a trial takes, in any unit that is the same for all of one cell.
+        finished: the names of the trials that were finished before.
+    """
+
+    def __init__(
+        self, configs: dict[str, Config], work: Callable[[Config], float], finished: Iterable[str]
+    ):
+        self.configs = configs
+        self.remaining = {name: config["epochs"] for name, config in configs.items()}
+        self.work = {name: work(config) for name, config in configs.items()}
+        for name in finished:
+            self.remaining[name] = 0
+        self.spent: dict[str, list[float]] = {}  # by cell: seconds, and the work done in them
+        self.failed: set[str] = set()
+        self.told: set[tuple[str, str]] = set()
+        self.latest = ""
+        self.line = ""
+        self.next_line = 0.0
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any
+    ) -> None:
+        name = str(trial)
+        self.failed.discard(name)
+        self.remaining[name] = self.configs[name]["epochs"] - result["epoch"]
+        seconds, work = self.spent.setdefault(self.configs[name]["cell"], [0.0, 0.0])
+        self.spent[self.configs[name]["cell"]] = [
+            seconds + result["epoch_seconds"],
+            work + self.work[name],
+        ]
+        self.latest = f"{name} epoch {result['epoch']} val {result['val_accuracy']:.1%}"
+        if result["damaged"] and (name, result["damaged"]) not in self.told:
+            self.told.add((name, result["damaged"]))
+            self._say(
+                f"{name}: passed over {result['damaged']}, which is damaged; "
+                f"went on from epoch {result['restored_epoch']}"
+            )
+
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        self.failed.add(str(trial))
+
+    def on_trial_recover(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        self._say(f"{trial}: its process ended; it goes on from its newest checkpoint")
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        terminal = sys.stdout.isatty()
+        if time.monotonic() < self.next_line:
+            return
+        self.next_line = time.monotonic() + (1 if terminal else 20)
+        running = sum(trial.status == Trial.RUNNING for trial in trials)
+        line = self._status(running)
+        if line != self.line:
+            self.line = line
+            width = shutil.get_terminal_size().columns - 1
+            sys.stdout.write(f"\r\033[K{line[:width]}" if terminal else line + os.linesep)
+            sys.stdout.flush()
+
+    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        if sys.stdout.isatty():
+            sys.stdout.write("\r\033[K")
+
+    def _status(self, running: int) -> str:
+        done = sum(left == 0 for left in self.remaining.values())
+        parts = [f"{done}/{len(self.configs)} done", f"{running} running"]
+        if self.failed:
+            parts.append(f"{len(self.failed)} failed")
+        left = self._seconds_left(running)
+        if left is not None:
+            parts.append(f"{duration(left)} left")
+        return ", ".join(parts) + (f" | {self.latest}" if self.latest else "")
+
+    def _seconds_left(self, running: int) -> float | None:
+        if not self.spent or not running:
+            return None
+        pace = {cell: seconds / work for cell, (seconds, work) in self.spent.items()}
+        slowest = max(pace.values())  # for a cell of which no epoch has been seen yet
+        return (
+            sum(
+                epochs * self.work[name] * pace.get(self.configs[name]["cell"], slowest)
+                for name, epochs in self.remaining.items()
+                if name not in self.failed
+            )
+            / running
+        )
+
+    def _say(self, text: str) -> None:
+        print(f"\r\033[K{text}" if sys.stdout.isatty() else text, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Returns a length of time in the two largest units that it has: `2 h 05 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s" if minutes < 10 else f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02} min"
