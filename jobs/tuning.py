@@ -55,7 +55,7 @@ def param_space(configs: list[Config]) -> Config:
 
 
 class Progress(tune.Callback):
-    """One line that says how far a sweep is: on a terminal always the same, else now and then a new one.
+    """A line that says how far a sweep is: on a terminal always the same, else a new one at times.
 
     Args:
         configs: all trials, by name.

@@ -46,8 +46,8 @@ def palindromes(seed: int, length: int, samples: int) -> Palindromes:
     No palindrome of the validation part stands in the training part: the sum of the free digits
     (the first half) modulo ten says which part a palindrome belongs to, and the seed says which
     sums are held out. The last free digit is chosen to make the sum, so nothing is drawn twice,
-    compared or thrown away. Where fewer different palindromes exist than samples, they repeat, and an epoch
-    has as many steps at every length.
+    compared or thrown away. Where fewer different palindromes exist than samples, they repeat, so
+    that an epoch has as many steps at every length.
 
     Raises:
         ValueError: `length` is under 2 (at 1 there is a single palindrome for each label, which

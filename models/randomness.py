@@ -2,8 +2,8 @@
 
     generator(seed, "order", epoch)
 
-The name, never a clock, a worker's number or what was drawn before, decides the numbers. So a
-run that is killed and goes on draws what an undisturbed one draws, and N workers draw what one does.
+The name, never a clock, a worker's number or what was drawn before, decides the numbers. So a run
+that is killed and goes on draws what an undisturbed one draws, and N workers draw what one does.
 """
 
 import hashlib
