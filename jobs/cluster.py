@@ -5,6 +5,7 @@ import os
 
 import ray
 
+from jobs.autoscaling import launchable
 from jobs.flags import Trouble
 
 # Set for every process of a job before it starts. From buffers of about a megabyte on, glibc gives
@@ -20,6 +21,7 @@ WORKER_ENVIRONMENT = {
 QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a warning about a default that is to change
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's tables: the job has a progress line of its own
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # each retry's traceback: the job tells what failed for good
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 
@@ -30,6 +32,7 @@ def connect(address: str | None) -> None:
     """Connects to the cluster at `address`, else to the one running here, else starts Ray here."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # tells failures a second time
     try:
         ray.init(
             address=address,
@@ -38,12 +41,10 @@ def connect(address: str | None) -> None:
             log_to_driver=False,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise Trouble(f"--address {address}: {str(error).splitlines()[0]}") from None
-
-
-def nodes() -> list[dict[str, float]]:
-    """Returns what each living node has: its CPUs and GPUs."""
-    return [_cpus_gpus(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+        raise Trouble(
+            f"--address {address}: {str(error).splitlines()[0]} "
+            "(does it run, and does it ask for a token? then set RAY_AUTH_MODE=token)"
+        ) from None
 
 
 def resources(cpus: int, gpus: str) -> dict[str, float]:
@@ -54,38 +55,50 @@ def resources(cpus: int, gpus: str) -> dict[str, float]:
         gpus: a number, or `auto`: a share of one, 0 where the cluster has and can launch none.
 
     Raises:
-        Trouble: no node that is there or that can be launched holds that much.
+        Trouble: no node that is there or that can be launched holds that much. Where it cannot be
+            known what may be launched, a number is believed.
     """
     there, coming = nodes(), launchable()
     if gpus == "auto":
-        share = GPU_SHARE if any(node["GPU"] for node in there + (coming or [])) else 0.0
+        share = GPU_SHARE if any(node.get("GPU") for node in there + (coming or [])) else 0.0
     else:
         try:
             share = float(gpus)
         except ValueError:
-            raise Trouble(f"--gpus-per-trial {gpus}: a number, or auto") from None
+            raise Trouble(f"--gpus-per-trial {gpus}: must be a number or auto") from None
+        if share < 0 or (share > 1 and share != int(share)):
+            raise Trouble(f"--gpus-per-trial {gpus}: must be a part of one GPU, or whole ones")
+    if coming is None and share == 0 and gpus == "auto":
+        print("no GPU is here, and what the cluster may launch is not known: see --gpus-per-trial")
     if coming is not None and not any(_room(node, cpus, share) for node in there + coming):
         raise Trouble(
-            f"no node has {cpus} CPUs and {share:g} GPUs for a trial: the cluster has "
-            + "; ".join(f"{node['CPU']:g} CPUs, {node['GPU']:g} GPUs" for node in there)
-            + ("; it can launch no other" if not coming else f"; it can launch {coming}")
+            f"no node has room for {_shown({'CPU': cpus, 'GPU': share})}: "
+            f"the cluster has {'; '.join(map(_shown, there))}; "
+            f"it can launch {'; '.join(map(_shown, coming)) or 'no other'}"
         )
     return {"cpu": cpus, "gpu": share}
 
 
-def slots(resources: dict[str, float]) -> int:
-    """Returns how many workers fit on the nodes that are there."""
-    return sum(_room(node, resources["cpu"], resources["gpu"]) for node in nodes())
+def nodes() -> list[dict[str, float]]:
+    """Returns the resources of each living node."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _room(node: dict[str, float], cpus: float, gpus: float) -> int:
-    room = node["CPU"] // cpus
-    return int(min(room, node["GPU"] // gpus) if gpus else room)
+    room = node.get("CPU", 0) / cpus
+    if gpus:
+        room = min(room, node.get("GPU", 0) / gpus)
+    return int(room + 1e-6)  # ten tenths of a GPU are one
 
 
-def _cpus_gpus(resources: dict[str, float]) -> dict[str, float]:
-    return {"CPU": resources.get("CPU", 0.0), "GPU": resources.get("GPU", 0.0)}
+def plan(resources: dict[str, float], at_most: int | None) -> str:
+    """Returns a line that says how many workers will run at a time, and what each reserves."""
+    slots = sum(_room(node, resources["cpu"], resources["gpu"]) for node in nodes())
+    growing = "" if launchable() == [] else ", more as the cluster grows"
+    limit = f", at most {at_most}" if at_most else ""
+    each = _shown({"CPU": resources["cpu"], "GPU": resources["gpu"]})
+    return f"{slots} at a time{growing}{limit}; each with {each}"
 
 
-def launchable() -> list[dict[str, float]] | None:
-    return []
+def _shown(resources: dict[str, float]) -> str:
+    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"

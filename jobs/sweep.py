@@ -8,6 +8,7 @@ On a cluster: ray submit cluster.yaml jobs/sweep.py -- --storage s3://BUCKET/swe
 The same command again continues: finished trials stay, the others go on from their last epoch.
 """
 
+import os
 import shlex
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+import ray
 import torch
 from ray import tune
 
@@ -164,6 +166,8 @@ def train(config: dict[str, Any]) -> None:
             "epoch_seconds": time.perf_counter() - began,
             "sequences_per_second": sequences / (trained - began),
             "restored_epoch": restored_epoch,
+            "pid": os.getpid(),
+            "node_ip": ray.util.get_node_ip_address(),
             "damaged": " ".join(damaged),
         }
         history.append(row)
@@ -296,8 +300,7 @@ def main() -> int:
         storage.claim(folder, identity)
         print(f"{len(configs)} trials, {len(finished)} of them done:")
         print("\n".join(f"  {describe(part)}" for part in parts))
-        slots = cluster.slots(resources)
-        print(f"{min(slots, run.max_concurrent or slots)} at a time, each with {resources}")
+        print(cluster.plan(resources, run.max_concurrent))
         print(f"results: {folder.uri}", flush=True)
         results = tuner(folder, configs, finished, run, resources).fit()
         finished = finished_trials(folder, configs)

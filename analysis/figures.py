@@ -1,0 +1,70 @@
+"""How every figure of the suite looks, and how it is saved with the numbers behind it."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only: no display is needed
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+# Okabe & Ito's colours, told apart by colour-blind readers, with a marker for those who print.
+LOOKS = {
+    "lstm": {"color": "#0072B2", "marker": "o"},
+    "rnn": {"color": "#D55E00", "marker": "s"},
+}
+NAMES = {"lstm": "LSTM", "rnn": "RNN"}
+STARTS = {"uniform": "-", "orthogonal": "--", "chrono": ":"}
+HEAT = "cividis"  # even in grey and for colour-blind readers
+
+plt.rcParams.update(
+    {
+        "figure.dpi": 120,
+        "savefig.dpi": 160,
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "#dddddd",
+        "axes.axisbelow": True,
+        "legend.frameon": False,
+    }
+)
+
+
+def save(figure: Figure, numbers: pd.DataFrame, out: Path, name: str) -> Path:
+    """Writes NAME.png, and its numbers as NAME.csv; returns the picture's path."""
+    out.mkdir(parents=True, exist_ok=True)
+    picture = out / f"{name}.png"
+    figure.savefig(picture, bbox_inches="tight")
+    plt.close(figure)
+    numbers.to_csv(out / f"{name}.csv", index=False)
+    return picture
+
+
+def heat_map(table: pd.DataFrame, title: str, xlabel: str, ylabel: str, color: str) -> Figure:
+    """Draws a table of shares (0 to 1) in percent: its columns along x, its index upwards."""
+    rows, columns = table.shape
+    figure, axes = plt.subplots(figsize=(min(9, 4.2 + 0.25 * columns), min(8, 3 + 0.17 * rows)))
+    percent = 100 * table.to_numpy(float)
+    image = axes.imshow(percent, aspect="auto", origin="lower", cmap=HEAT, vmin=0, vmax=100)
+    if rows * columns <= 150:  # few enough to be read as numbers, too
+        for row, column in ((r, c) for r in range(rows) for c in range(columns)):
+            value = percent[row, column]
+            if value == value:  # not where there is none
+                ink = "black" if value > 55 else "white"
+                axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=ink, size=8)
+    axes.set_xticks(*_ticks(list(table.columns)))
+    axes.set_yticks(*_ticks(list(table.index)))
+    axes.grid(False)
+    axes.set_title(title, size=10)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    figure.colorbar(image, ax=axes, label=color)
+    return figure
+
+
+def _ticks(values: list) -> tuple[list[int], list]:
+    """Returns positions and labels of at most about twenty ticks."""
+    step = -(-len(values) // 20)
+    return list(range(0, len(values), step)), values[::step]

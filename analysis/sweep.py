@@ -1,0 +1,238 @@
+"""Draws what a sweep found: the report's Figures 1-3, and what the checkpoints can do beyond them.
+
+  python analysis/sweep.py ~/ray_results/figures --out figures
+  python analysis/sweep.py ~/ray_results/figures ~/ray_results/more-seeds --out figures
+  python analysis/sweep.py s3://BUCKET/sweeps/figures --out figures --tested 200
+
+Each figure is a PNG with the numbers behind it beside it as a CSV. A sweep that is still running
+may be drawn: trials that have not reached their last epoch are left out, and counted.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.figures import LOOKS, NAMES, STARTS, heat_map, save
+from analysis.results import NoResults, Trial, epochs_table, read_trials, trials_table
+from models.palindromes import Sequences, palindromes
+from models.recurrent import CELLS, DIGITS, RecurrentNetwork, predict
+
+CHANCE = 1 / DIGITS
+REMEMBERS = 0.99  # validation accuracy from which on a length counts as remembered
+LONGEST_OF_FIGURE_1 = 24  # the report's Figures 1 and 2 end here, and its Figure 3 begins after it
+SETTING = ["cell", "start", "length"]
+
+
+def is_finished(trial: Trial) -> bool:
+    return bool(trial.rows) and trial.rows[-1]["epoch"] == trial.config["epochs"]
+
+
+def spread(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns, for each cell, start and length, the seeds' mean, least and largest accuracy."""
+    found = table.groupby(SETTING)["val_accuracy"].agg(["mean", "min", "max", "count"])
+    return found.reset_index().rename(columns={"count": "seeds"})
+
+
+def effective_length(accuracies: pd.DataFrame) -> int | None:
+    """Returns the longest length whose every seed ends at 99 % or more, None without one."""
+    lengths = accuracies.loc[accuracies["min"] >= REMEMBERS, "length"]
+    return int(lengths.max()) if len(lengths) else None
+
+
+def draw_accuracy(axes: Axes, cell: str, start: str, accuracies: pd.DataFrame, name: str) -> None:
+    """Draws the seeds' mean over the length, and their spread as a band."""
+    look = LOOKS[cell]
+    axes.plot(
+        accuracies["length"],
+        100 * accuracies["mean"],
+        STARTS[start],
+        label=name,
+        lw=1.6,
+        ms=4,
+        **look,
+    )
+    axes.fill_between(
+        accuracies["length"],
+        100 * accuracies["min"],
+        100 * accuracies["max"],
+        color=look["color"],
+        alpha=0.18,
+        lw=0,
+    )
+
+
+def finish_accuracy(axes: Axes, title: str) -> None:
+    axes.axhline(100 * CHANCE, color="black", lw=1, ls=(0, (1, 2)))
+    axes.text(1, 100 * CHANCE + 1, "chance ", ha="right", transform=axes.get_yaxis_transform())
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(title=title, xlabel="sequence length (digits read)", ylabel="validation accuracy (%)")
+    axes.set_ylim(0, 103)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16))
+
+
+def accuracy_figure(found: pd.DataFrame, title: str, marked: bool = False) -> Figure:
+    """Draws accuracy over length, by cell and start; if `marked`, the effective lengths too."""
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for (cell, start), accuracies in found.groupby(["cell", "start"]):
+        seeds = accuracies["seeds"].max()
+        name = f"{NAMES[cell]}, {start} start, mean and range of {seeds} seeds"
+        reach = effective_length(accuracies)
+        if marked:
+            name += f"\n   effective length: {reach or 'none'}"
+        draw_accuracy(axes, cell, start, accuracies, name)
+        if marked and reach:
+            axes.axvline(reach, color=LOOKS[cell]["color"], lw=1, ls=STARTS[start])
+    finish_accuracy(axes, title)
+    return figure
+
+
+def draw_report_figures(finished: pd.DataFrame, out: Path) -> list[Path]:
+    """Draws Figures 1, 2 and 3 of the report, and LSTM and RNN in one."""
+    found, pictures = spread(finished), []
+    short = found["length"] <= LONGEST_OF_FIGURE_1
+    for name, cell, rows in (
+        ("figure1", "lstm", short),
+        ("figure2", "rnn", short),
+        ("figure3", "lstm", ~short),
+    ):
+        part = found[(found["cell"] == cell) & rows]
+        if part.empty:
+            continue
+        epochs = sorted(finished.merge(part[SETTING], on=SETTING)["epochs"].unique())
+        title = f"Figure {name[-1]}: {NAMES[cell]} after {' or '.join(map(str, epochs))} epochs"
+        pictures.append(save(accuracy_figure(part, title), part, out, name))
+    figure = accuracy_figure(found, "LSTM against RNN", marked=True)
+    pictures.append(save(figure, found, out, "comparison"))
+    return pictures
+
+
+def draw_learning(trials: list[Trial], out: Path) -> list[Path]:
+    """Draws, for each cell and start, accuracy over length and epoch: the mean of the seeds."""
+    pictures = []
+    for (cell, start), table in epochs_table(trials).groupby(["cell", "start"]):
+        mean = table.groupby(["length", "epoch"])["val_accuracy"].mean().reset_index()
+        figure = heat_map(
+            mean.pivot(index="length", columns="epoch", values="val_accuracy"),
+            f"{NAMES[cell]}, {start} start: how it learns (mean of the seeds)",
+            "epoch",
+            "sequence length (digits read)",
+            "validation accuracy (%)",
+        )
+        pictures.append(save(figure, mean, out, f"learning_{cell}_{start}"))
+    return pictures
+
+
+def load_network(trial: Trial) -> RecurrentNetwork | None:
+    """Returns the trial's network as its newest whole checkpoint holds it."""
+    checkpoint = trial.newest_checkpoint()
+    if checkpoint is None:
+        return None
+    network = CELLS[trial.config["cell"]](trial.config["hidden"])
+    network.load_state_dict(checkpoint.state["network"])
+    return network
+
+
+def test_sequences(seed: int, length: int, count: int) -> Sequences:
+    """Returns palindromes that no trial of that seed and length was trained on."""
+    return palindromes(seed, length, 5 * count).validation
+
+
+def examine(trials: list[Trial], count: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Tests each trial's network at every length of its cell, and by digit at its own.
+
+    Returns:
+        Accuracy by (cell, start, seed, length, tested length), and by (cell, start, seed, length,
+        digit).
+    """
+    lengths: dict[str, list[int]] = {}
+    for trial in trials:
+        lengths.setdefault(trial.config["cell"], []).append(trial.config["length"])
+    by_length, by_digit = [], []
+    for number, trial in enumerate(trials):
+        if sys.stdout.isatty():
+            print(f"\rtesting network {number + 1} of {len(trials)}", end="", flush=True)
+        network = load_network(trial)
+        if network is None:
+            continue
+        labels = {name: trial.config[name] for name in (*SETTING, "seed")}
+        for tested in sorted(set(lengths[trial.config["cell"]])):
+            data = test_sequences(trial.config["seed"], tested, count)
+            right = (predict(network, data).argmax(1) == data.targets).double()
+            by_length.append({**labels, "tested": tested, "accuracy": right.mean().item()})
+            if tested == trial.config["length"]:
+                for digit in range(DIGITS):
+                    accuracy = right[data.targets == digit].mean().item()
+                    by_digit.append({**labels, "digit": digit, "accuracy": accuracy})
+    if sys.stdout.isatty():
+        print("\r\033[K", end="")
+    return pd.DataFrame(by_length), pd.DataFrame(by_digit)
+
+
+def draw_examination(trials: list[Trial], count: int, out: Path) -> list[Path]:
+    """Draws, by cell and start, trained against tested length, and accuracy by digit."""
+    pictures = []
+    for table, axis, name, xlabel, title in zip(
+        examine(trials, count),
+        ("tested", "digit"),
+        ("transfer", "digits"),
+        ("tested length (digits read)", "digit to remember"),
+        ("lengths trained and tested", "accuracy by digit"),
+        strict=True,
+    ):
+        for (cell, start), part in table.groupby(["cell", "start"]):
+            mean = part.groupby(["length", axis])["accuracy"].mean().unstack()
+            figure = heat_map(
+                mean,
+                f"{NAMES[cell]}, {start} start: {title}",
+                xlabel,
+                "trained length (digits read)",
+                "accuracy (%) on unseen palindromes",
+            )
+            pictures.append(save(figure, part, out, f"{name}_{cell}_{start}"))
+    return pictures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", nargs="+", metavar="RESULTS", help="a sweep: folder or URI")
+    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder (figures)")
+    parser.add_argument(
+        "--tested", type=int, default=1000, metavar="N", help="palindromes of each test (1000)"
+    )
+    arguments = parser.parse_args()
+    try:
+        trials = [trial for results in arguments.results for trial in read_trials(results)]
+        done = [trial for trial in trials if is_finished(trial)]
+        if not done:
+            raise NoResults(
+                f"{' '.join(arguments.results)}: no trial has reached its last epoch yet"
+            )
+    except NoResults as error:
+        print(f"analysis/sweep.py: {error}", file=sys.stderr)
+        return 2
+    finished = trials_table(done)
+    torch.set_num_threads(1)  # the products are small: threads would wait for each other
+    pictures = draw_report_figures(finished, arguments.out)
+    pictures += draw_learning(trials, arguments.out)
+    pictures += draw_examination(done, arguments.tested, arguments.out)
+    for (cell, start), accuracies in spread(finished).groupby(["cell", "start"]):
+        reach = effective_length(accuracies)
+        print(f"{NAMES[cell]}, {start} start: effective length {reach or 'none'}")
+    if len(done) < len(trials):
+        print(
+            f"left out: {len(trials) - len(done)} of {len(trials)} trials, which are not finished"
+        )
+    print("\n".join(map(str, pictures)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

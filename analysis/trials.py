@@ -1,0 +1,96 @@
+"""Shows the trials of Ray Tune experiments, finished, running or killed, as a table.
+
+  python analysis/trials.py ~/ray_results/figures
+  python analysis/trials.py ~/ray_results/figures --where "cell == 'lstm' and length >= 20" \\
+      --sort val_accuracy --columns trial,epoch,val_accuracy
+  python analysis/trials.py s3://BUCKET/sweeps/figures --epochs --csv epochs.csv
+"""
+
+import argparse
+import sys
+
+import pandas as pd
+
+from analysis.results import TUNE_COLUMNS, NoResults, epochs_table, read_trials, trials_table
+
+# Reported too, but not what one looks for first.
+DETAILS = ["epoch_seconds", "sequences_per_second", "restored_epoch", "damaged"]
+
+
+def columns_to_show(table: pd.DataFrame) -> list[str]:
+    """Returns the columns worth a screen: neither details nor what is the same in every row."""
+    hidden = {*TUNE_COLUMNS, *DETAILS}
+    differ = {name for name in table if table[name].astype(str).nunique() > 1}
+    return [
+        name
+        for name in table
+        if name in ("trial", "status", "epoch") or (name in differ and name not in hidden)
+    ]
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "results", nargs="+", metavar="RESULTS", help="an experiment: folder or URI"
+    )
+    parser.add_argument(
+        "--epochs", action="store_true", help="a row for each epoch, not each trial"
+    )
+    parser.add_argument("--where", metavar="TEXT", help="which rows, as pandas writes a query")
+    parser.add_argument("--sort", metavar="COLUMN", help="order by this column")
+    parser.add_argument("--reverse", action="store_true", help="the largest first")
+    parser.add_argument("--columns", metavar="NAME,NAME", help="which, or `all` (what differs)")
+    parser.add_argument("--csv", metavar="FILE", help="write all rows and columns there, `-`: here")
+    return parser
+
+
+def select(table: pd.DataFrame, arguments: argparse.Namespace) -> pd.DataFrame:
+    """Returns the rows and columns that the flags ask for.
+
+    Raises:
+        NoResults: a column is not there, or the query is none.
+    """
+    wanted = arguments.columns.split(",") if arguments.columns not in (None, "all") else []
+    for name in [*wanted, *([arguments.sort] if arguments.sort else [])]:
+        if name not in table:
+            raise NoResults(f"there is no column {name!r}: {', '.join(table)}")
+    if arguments.where:
+        try:
+            table = table.query(arguments.where)
+        except Exception as error:  # pandas raises whatever its parser, or the query, raises
+            raise NoResults(f"--where {arguments.where!r}: {error}") from None
+    if arguments.sort:
+        table = table.sort_values(arguments.sort, ascending=not arguments.reverse, kind="stable")
+    if wanted:
+        return table[wanted]
+    return table if arguments.columns or arguments.csv else table[columns_to_show(table)]
+
+
+def main() -> int:
+    arguments = parser().parse_args()
+    try:
+        trials = [trial for results in arguments.results for trial in read_trials(results)]
+        table = epochs_table(trials) if arguments.epochs else trials_table(trials)
+        table = select(table, arguments)
+    except NoResults as error:
+        print(f"analysis/trials.py: {error}", file=sys.stderr)
+        return 2
+    if arguments.csv:
+        table.to_csv(sys.stdout if arguments.csv == "-" else arguments.csv, index=False)
+    else:
+        print(table.to_string(index=False, na_rep="", float_format="{:.4g}".format))
+        print(
+            f"{len(table)} of {len(trials)} trials"
+            if not arguments.epochs
+            else f"{len(table)} rows"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # `| head` has seen enough
+        sys.exit(0)
