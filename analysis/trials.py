@@ -14,7 +14,9 @@ import pandas as pd
 from analysis.results import TUNE_COLUMNS, NoResults, epochs_table, read_trials, trials_table
 
 # Reported too, but not what one looks for first.
-DETAILS = ["epoch_seconds", "sequences_per_second", "restored_epoch", "damaged"]
+DETAILS = [
+    "epoch_seconds", "sequences_per_second", "restored_epoch", "damaged", "device", "threads",
+]  # fmt: skip
 
 
 def columns_to_show(table: pd.DataFrame) -> list[str]:

@@ -15,7 +15,10 @@ import sys
 import types
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+INTERRUPTED = 130  # the exit code that shells know for Ctrl-C
 
 
 class Trouble(Exception):
@@ -131,5 +134,8 @@ def one_line(main: Callable[[], int]) -> typing.NoReturn:
     try:
         sys.exit(main())
     except Trouble as trouble:
-        print(f"{sys.argv[0]}: {trouble}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: {trouble}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues", file=sys.stderr)
+        sys.exit(INTERRUPTED)

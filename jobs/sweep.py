@@ -166,6 +166,8 @@ def train(config: dict[str, Any]) -> None:
             "epoch_seconds": time.perf_counter() - began,
             "sequences_per_second": sequences / (trained - began),
             "restored_epoch": restored_epoch,
+            "device": device,
+            "threads": torch.get_num_threads(),
             "pid": os.getpid(),
             "node_ip": ray.util.get_node_ip_address(),
             "damaged": " ".join(damaged),
@@ -304,12 +306,13 @@ def main() -> int:
         print(f"results: {folder.uri}", flush=True)
         results = tuner(folder, configs, finished, run, resources).fit()
         finished = finished_trials(folder, configs)
-        for failed in (result for result in results if result.error):
-            print(f"failed: {str(failed.error).strip().splitlines()[-1]} ({failed.path}/error.txt)")
+        failed = [result for result in results if result.error]
+        for result in failed:
+            print(f"failed: {str(result.error).strip().splitlines()[-1]} ({result.path}/error.txt)")
     print(f"{len(finished)} of {len(configs)} trials done: {folder.uri}")
     if len(finished) < len(configs):
         print(f"to continue: {again(folder)}")
-        return 1
+        return 1 if failed else flags.INTERRUPTED
     print(f"next: python analysis/sweep.py {shlex.quote(folder.uri)}")
     return 0
 

@@ -1,0 +1,396 @@
+"""jobs/sweep.py, run for real: one that needs Ray has a driver process that starts its own."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from scripts import run, started
+
+from analysis.results import read_trials
+from jobs import storage, sweep
+from jobs.cluster import WORKER_ENVIRONMENT
+from jobs.flags import one_line
+from models import checkpoint
+
+EPOCHS = 6
+GRID = ["--cells", "lstm,rnn", "--lengths", "20", "--seeds", "0", "--epochs", EPOCHS]
+GRID += ["--samples", 8000]
+MEASURED = ("epoch", "train_loss", "val_loss", "val_accuracy")
+
+
+def measurements(folder: Path) -> dict[str, list[tuple]]:
+    """Returns what each trial measured, epoch by epoch, to the last bit."""
+    return {
+        trial.name: [tuple(row[name] for name in MEASURED) for row in trial.rows]
+        for trial in read_trials(str(folder))
+    }
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None) -> object:
+    """Returns what `condition` does as soon as that is true; fails after two minutes."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        assert process is None or process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    raise AssertionError("this did not come about in two minutes")
+
+
+def history(trial: Path) -> list[dict]:
+    """Returns the rows of the newest whole checkpoint of a trial, while it runs."""
+    folder = storage.Folder(str(trial), storage.fs.LocalFileSystem(), str(trial))
+    last, _ = storage.newest_checkpoint(folder)
+    return last.history if last else []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    """A sweep of two trials that nothing happened to, in a folder whose name has a space."""
+    place = tmp_path_factory.mktemp("un disturbed")
+    done = run("jobs/sweep.py", *GRID, "--storage", place, "--name", "sweep")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 2 trials done" in done.stdout
+    assert "2 at a time" in done.stdout or os.cpu_count() < 2
+    assert f"next: python analysis/sweep.py '{place}/sweep'" in done.stdout
+    assert done.stderr == ""
+    return place / "sweep"
+
+
+def test_a_sweep_runs_every_trial_once_and_reports_every_epoch(undisturbed):
+    trials = {trial.name: trial for trial in read_trials(str(undisturbed))}
+    assert sorted(trials) == ["lstm-uniform-length020-seed0", "rnn-uniform-length020-seed0"]
+    for trial in trials.values():
+        assert trial.status == "finished"
+        assert [row["epoch"] for row in trial.rows] == list(range(1, EPOCHS + 1))
+        for row in trial.rows:
+            assert row["training_iteration"] == row["epoch"]
+            assert row["restored_epoch"] == 0
+            assert 0 < row["train_seconds"] < row["epoch_seconds"]
+            assert row["sequences_per_second"] == pytest.approx(6400 / row["train_seconds"])
+        kept = sorted(path.name for path in (undisturbed / trial.name).glob("checkpoint_*"))
+        assert kept == [f"checkpoint_{epoch:06}" for epoch in (3, 4, 5)]
+
+
+def test_what_is_finished_is_not_done_again_and_starts_no_ray(undisturbed):
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
+    storage_flags = ["--storage", undisturbed.parent, "--name", "sweep"]
+    again = run("jobs/sweep.py", *GRID, *storage_flags, "--address", "127.0.0.1:1")
+    assert again.returncode == 0
+    assert "2 of 2 trials done" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")} == before
+
+
+def test_a_killed_trial_goes_on_in_a_new_process_and_ends_with_the_same_numbers(
+    undisturbed, tmp_path
+):
+    with started("jobs/sweep.py", *GRID, "--storage", tmp_path, "--name", "sweep") as driver:
+        trial = tmp_path / "sweep" / "lstm-uniform-length020-seed0"
+        rows = wait_for(lambda: len(history(trial)) >= 2 and history(trial), driver)
+        os.kill(rows[-1]["pid"], signal.SIGKILL)
+        output, _ = driver.communicate(timeout=200)
+    assert driver.returncode == 0, output
+    assert "its process ended; it goes on from its newest checkpoint" in output
+    assert measurements(tmp_path / "sweep") == measurements(undisturbed)
+    rows = {trial.name: trial for trial in read_trials(str(tmp_path / "sweep"))}[trial.name].rows
+    first, last = rows[0], rows[-1]
+    assert last["pid"] != first["pid"]
+    assert last["restored_epoch"] >= 2
+    assert [row["pid"] == first["pid"] for row in rows] == [
+        row["epoch"] <= last["restored_epoch"] for row in rows
+    ]
+
+
+@pytest.fixture
+def killed(tmp_path) -> Path:
+    """A sweep whose driver was killed, and Ray with it, when both trials were past an epoch."""
+    folder = tmp_path / "sweep"
+    with started("jobs/sweep.py", *GRID, "--storage", tmp_path, "--name", "sweep") as driver:
+
+        def begun() -> bool:
+            trials = list(folder.glob("*-seed0"))
+            return len(trials) == 2 and all(len(history(trial)) >= 2 for trial in trials)
+
+        wait_for(begun, driver)
+        pids = [row["pid"] for trial in folder.glob("*-seed0") for row in history(trial)]
+        driver.kill()
+        driver.wait()
+        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    return folder
+
+
+def test_a_killed_driver_goes_on_with_every_trial_exactly_once(undisturbed, killed):
+    done_before = {trial.name: len(history(trial)) for trial in killed.glob("*-seed0")}
+    again = run("jobs/sweep.py", *GRID, "--storage", killed.parent, "--name", "sweep")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert measurements(killed) == measurements(undisturbed)
+    assert sorted(p.name for p in killed.iterdir() if p.is_dir()) == sorted(done_before)
+    for trial in read_trials(str(killed)):
+        if done_before[trial.name] < EPOCHS:
+            assert trial.rows[-1]["restored_epoch"] == done_before[trial.name]
+    # Tune's own file has every epoch, too, although the driver died before it wrote some.
+    for name in done_before:
+        lines = (killed / name / "result.json").read_text().splitlines()
+        assert {json.loads(line)["epoch"] for line in lines} == set(range(1, EPOCHS + 1))
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said(undisturbed, killed):
+    trial = killed / "lstm-uniform-length020-seed0"
+    names = sorted(trial.glob("checkpoint_*"), key=lambda path: epoch_of(path))
+    state = names[-1] / "state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    again = run("jobs/sweep.py", *GRID, "--storage", killed.parent, "--name", "sweep")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"{trial.name}: passed over {names[-1].name}, which is damaged" in again.stdout
+    assert measurements(killed) == measurements(undisturbed)
+
+
+def epoch_of(folder: Path) -> int:
+    """Returns the epoch of a checkpoint, 0 for one that was being written when its run ended."""
+    try:
+        return json.loads((folder / "checkpoint.json").read_text())["epoch"]
+    except (OSError, ValueError):
+        return 0
+
+
+def test_a_trial_that_fails_for_good_is_named_and_the_others_finish(tmp_path):
+    """A file stands where a checkpoint's folder should be made; afterwards it is gone."""
+    flags = ["--cells", "lstm,rnn", "--lengths", 3, "--seeds", 0, "--epochs", 2, "--samples", 2000]
+    flags += ["--storage", tmp_path, "--name", "sweep"]
+    stone = tmp_path / "sweep" / "rnn-uniform-length003-seed0" / "checkpoint_000000"
+    stone.parent.mkdir(parents=True)
+    stone.touch()
+    failing = run("jobs/sweep.py", *flags)
+    assert failing.returncode == 1, failing.stdout + failing.stderr
+    assert "1 of 2 trials done" in failing.stdout
+    (told,) = (line for line in failing.stdout.splitlines() if line.startswith("failed:"))
+    assert "Error" in told
+    assert f"{stone.parent}/error.txt" in told
+    assert (stone.parent / "error.txt").exists()
+    found = {trial.config["cell"]: trial for trial in read_trials(str(tmp_path / "sweep"))}
+    assert (found["lstm"].status, found["rnn"].status) == ("finished", "failed")
+    assert found["rnn"].failures == 4  # the first try and three more
+    assert found["rnn"].error in told
+
+    stone.unlink()
+    again = run("jobs/sweep.py", *flags)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert {t.status for t in read_trials(str(tmp_path / "sweep"))} == {"finished"}
+
+
+@pytest.mark.parametrize("cpus", range(1, min(os.cpu_count(), 2) + 1))
+def test_trials_share_a_process_that_has_its_threads_and_its_allocator(tmp_path, cpus):
+    flags = ["--cells", "rnn", "--lengths", "3-8", "--seeds", 0, "--epochs", 2, "--samples", 20000]
+    flags += ["--cpus-per-trial", cpus, "--max-concurrent", 1]
+    with started("jobs/sweep.py", *flags, "--storage", tmp_path, "--name", "sweep") as driver:
+        first = tmp_path / "sweep" / "rnn-uniform-length008-seed0"
+        pid = wait_for(lambda: history(first), driver)[0]["pid"]
+        environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
+        for name, value in WORKER_ENVIRONMENT.items():
+            assert f"{name}={value}" in environment
+        output, _ = driver.communicate(timeout=200)
+    assert driver.returncode == 0, output
+    rows = [row for trial in read_trials(str(tmp_path / "sweep")) for row in trial.rows]
+    assert {(row["pid"], row["threads"], row["device"]) for row in rows} == {(pid, cpus, "cpu")}
+    assert len(rows) == 12
+
+
+def test_ctrl_c_ends_soon_and_says_how_to_go_on(tmp_path):
+    with started("jobs/sweep.py", *GRID, "--storage", tmp_path, "--name", "sweep") as driver:
+        trial = tmp_path / "sweep" / "lstm-uniform-length020-seed0"
+        wait_for(lambda: history(trial), driver)
+        os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to the driver and its children
+        output, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 130, output
+    assert "to continue: python" in output
+    assert "Traceback" not in output
+
+
+def complaint(monkeypatch, capsys, *arguments: object) -> str:
+    """Runs the sweep in this process; returns the one line it refuses these arguments with."""
+    monkeypatch.setattr(sys, "argv", ["sweep.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as refused:
+        one_line(sweep.main)
+    output = capsys.readouterr()
+    assert (refused.value.code, output.out) == (2, "")
+    (line,) = output.err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--lengths 9-3", "the range 9-3 is empty"),
+        ("--lengths ,", "not a list of numbers"),
+        ("--lengths 1", "2 digits or more"),
+        ("--lengths 0-5", "2 digits or more"),
+        ("--start chrono", "the rnn has no start 'chrono'"),
+        ("--cells lstm --start zero", "the lstm has no start 'zero'"),
+        ("--cells gru", "'gru' is unknown"),
+        ("--samples 40", "50 or more"),
+        ("--samples 159", "do not fill one batch"),
+        ("--preset best", "invalid choice: 'best'"),
+        ("--name a/b", "a name is made of"),
+        ("--name ..", "a name is made of"),
+        ("--epochs 0", "more than 0"),
+        ("--lr -1", "more than 0"),
+        ("--lr nan", "more than 0"),
+        ("--clip 0", "more than 0"),
+        ("--batch-size x", "invalid int value"),
+        ("--optimizer sgd", "invalid choice"),
+        ("--cpus-per-trial 0", "1 or more"),
+        ("--max-concurrent 0", "1 or more"),
+        ("--seed 3", "unrecognized"),
+    ],
+)
+def test_bad_flags_are_told_in_one_line_and_nothing_is_written(
+    monkeypatch, capsys, tmp_path, flags, said
+):
+    place = tmp_path / "results"
+    assert said in complaint(monkeypatch, capsys, "--storage", place, *flags.split())
+    assert not place.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--cpus-per-trial", 4096], "no node has room for 4096 CPUs and 0 GPUs"),
+        (["--gpus-per-trial", 1], "no node has room for 1 CPUs and 1 GPUs"),
+        (["--gpus-per-trial", "some"], "must be a number or auto"),
+        (["--gpus-per-trial", 1.5], "must be a part of one GPU, or whole ones"),
+    ],
+)
+def test_what_no_node_has_is_told_at_once_and_nothing_is_written(tmp_path, flags, said):
+    done = run("jobs/sweep.py", *GRID, "--storage", tmp_path / "results", *flags)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+    assert not (tmp_path / "results").exists()
+
+
+def test_an_address_where_no_cluster_is_is_told(tmp_path):
+    done = run("jobs/sweep.py", *GRID, "--storage", tmp_path / "results", "--address", "nowhere")
+    assert done.returncode == 2
+    assert "--address nowhere" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a read-only file system")
+def test_a_storage_that_cannot_be_written_is_told(tmp_path):
+    place = tmp_path / "read-only"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "ro,size=1m", "none", str(place)]
+    subprocess.run(mount, check=True)
+    try:
+        done = run("jobs/sweep.py", *GRID, "--storage", place)
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+    assert done.returncode == 2
+    assert f"--storage: {place}/figures cannot be written" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def made(place: Path, name: str = "sweep") -> storage.Folder:
+    """Returns the folder of a run with the settings of the preset `quick`, as the job makes it."""
+    folder = storage.run_folder(str(place), name, fresh=False)
+    folder.filesystem.create_dir(folder.path)
+    settings = [asdict(part) for part in sweep.PRESETS["quick"]]
+    folder.write(storage.SETTINGS, json.dumps(settings).encode())
+    return folder
+
+
+def test_other_settings_under_the_same_name_are_refused_and_named(monkeypatch, capsys, tmp_path):
+    made(tmp_path)
+    flags = ["--preset", "quick", "--storage", tmp_path, "--name", "sweep"]
+    line = complaint(monkeypatch, capsys, *flags, "--epochs", 9, "--seeds", "0-3,7")
+    assert "seeds 0-1 there, 0-3,7 here" in line
+    assert "epochs 6 there, 9 here" in line
+    assert "samples" not in line
+    line = complaint(monkeypatch, capsys, "--storage", tmp_path, "--name", "sweep")
+    assert "1 grids there, 2 here" in line
+
+
+def test_a_run_takes_its_folder_for_itself(tmp_path):
+    folder = storage.run_folder(str(tmp_path), "sweep", fresh=False)
+    storage.claim(folder, [{"epochs": 1}])
+    with pytest.raises(storage.Trouble, match="another process is running this"):
+        storage.claim(folder, [{"epochs": 1}])
+
+
+def test_fresh_means_a_new_folder_and_deletes_nothing(tmp_path):
+    made(tmp_path)
+    assert storage.run_folder(str(tmp_path), "sweep", fresh=True).name == "sweep-2"
+    made(tmp_path, "sweep-2")
+    folder = storage.run_folder(str(tmp_path), "sweep", fresh=True)
+    assert folder.name == "sweep-3"
+    assert storage.run_folder(str(tmp_path), "sweep", fresh=False).name == "sweep"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_command_to_go_on_names_the_fresh_folder(monkeypatch, tmp_path):
+    folder = storage.run_folder(str(tmp_path), "new", fresh=False)
+    monkeypatch.setattr(sys, "argv", ["jobs/sweep.py", "--fresh", "--storage", "a b"])
+    assert sweep.again(folder) == "python jobs/sweep.py --storage 'a b' --name new"
+
+
+def test_the_default_preset_is_the_reports_three_figures(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sweep.py"])
+    parts, run_settings = sweep.settings()
+    configs = [config for part in parts for config in sweep.trial_configs(part)]
+    assert run_settings.name == "figures"
+    expected = {("lstm", n, 20) for n in range(3, 25)} | {("rnn", n, 20) for n in range(3, 25)}
+    expected |= {("lstm", n, 5) for n in range(25, 36)}
+    assert {(c["cell"], c["length"], c["epochs"]) for c in configs} == expected
+    assert len(configs) == 3 * len(expected)
+    assert len({sweep.trial_name(c) for c in configs}) == len(configs)
+    same = {"samples": 100_000, "batch_size": 128, "lr": 0.001, "hidden": 128}
+    same |= {"optimizer": "adam", "clip": None, "start": "uniform"}
+    for config in configs:
+        assert same.items() <= config.items()
+
+
+def test_flags_change_every_grid_of_a_preset_and_a_named_grid_is_the_only_one(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "--seeds", "4", "--clip", "10"])
+    parts, _ = sweep.settings()
+    assert [(part.seeds, part.clip, part.epochs) for part in parts] == [
+        ((4,), 10, 20),
+        ((4,), 10, 5),
+    ]
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "--lengths", "3-5,30"])
+    (part,), _ = sweep.settings()
+    assert part == replace(sweep.Sweep(), lengths=(3, 4, 5, 30))
+
+
+def test_the_folder_of_a_finished_trial_holds_the_network_that_was_measured(undisturbed):
+    from models.palindromes import palindromes
+    from models.recurrent import build, evaluate
+
+    for trial in read_trials(str(undisturbed)):
+        config = trial.config
+        found = trial.newest_checkpoint()
+        network = build(config["cell"], config["hidden"], "uniform", seed=99, length=20)
+        network.load_state_dict(found.state["network"])
+        data = palindromes(config["seed"], config["length"], config["samples"])
+        loss, accuracy = evaluate(network, data.validation)
+        assert accuracy == trial.rows[-1]["val_accuracy"]
+        assert loss == pytest.approx(trial.rows[-1]["val_loss"], rel=1e-5)
+        assert isinstance(found, checkpoint.Checkpoint)
+        assert found.epoch == EPOCHS
+
+
+def test_disk_is_not_needed_for_the_reader(undisturbed, tmp_path):
+    """A copy of the folder elsewhere reads the same: nothing in it names a place."""
+    copy = shutil.copytree(undisturbed, tmp_path / "copy")
+    assert measurements(copy) == measurements(undisturbed)
+    assert torch.get_num_threads() >= 1
