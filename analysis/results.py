@@ -90,7 +90,9 @@ def open_folder(results: str) -> Folder:
         results = os.path.abspath(os.path.expanduser(results))
     try:
         filesystem, path = fs.FileSystem.from_uri(results)
-        found = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+        found = filesystem.get_file_info(
+            fs.FileSelector(path, allow_not_found=True, recursive=True)
+        )
     except (OSError, ValueError) as error:
         raise NoResults(f"{results}: {error}") from None
     files = {i.path[len(path) :].lstrip("/"): i for i in found if i.type == fs.FileType.File}
@@ -165,7 +167,7 @@ def _trial(folder: Folder, name: str, state: dict[str, Any]) -> Trial:
     config = json.loads(inside.read("params.json")) if "params.json" in inside.files else None
     error = ""
     if status == "failed" and "error.txt" in inside.files:
-        error = inside.read("error.txt").decode(errors="replace").strip().splitlines()[-1]
+        error = inside.read("error.txt").decode(errors="replace").strip().rpartition("\n")[2]
     return Trial(
         experiment=folder.path.rpartition("/")[2],
         name=name,
@@ -197,8 +199,8 @@ def _rows(folder: Folder) -> list[dict[str, Any]]:
         if re.fullmatch(r"checkpoint_\d+/checkpoint.json", path):
             try:
                 history = json.loads(folder.read(path))["history"]
-            except (OSError, ValueError):
-                continue  # half-written, or just deleted for a newer one
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # half-written, just deleted for a newer one, or not of this suite
             for row in history:
                 rows[row["training_iteration"]] = rows.get(row["training_iteration"], {}) | row
     return [rows[iteration] for iteration in sorted(rows)]

@@ -15,14 +15,15 @@ from analysis.results import TUNE_COLUMNS, NoResults, epochs_table, read_trials,
 
 # Reported too, but not what one looks for first.
 DETAILS = [
-    "epoch_seconds", "sequences_per_second", "restored_epoch", "damaged", "device", "threads",
+    "epoch_seconds", "sequences_per_second", "restored_epoch", "damaged", "ended_at", "device",
+    "threads",
 ]  # fmt: skip
 
 
 def columns_to_show(table: pd.DataFrame) -> list[str]:
     """Returns the columns worth a screen: neither details nor what is the same in every row."""
     hidden = {*TUNE_COLUMNS, *DETAILS}
-    differ = {name for name in table if table[name].astype(str).nunique() > 1}
+    differ = {name for name in table if table[name].astype(str).nunique(dropna=False) > 1}
     return [
         name
         for name in table

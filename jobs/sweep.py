@@ -67,7 +67,7 @@ class Run:
 # A preset is one grid or several. Flags change them all; those that name a grid (GRID) give one.
 PRESETS = {
     "figures": (Sweep(), Sweep(cells=("lstm",), lengths=tuple(range(25, 36)), epochs=5)),
-    "quick": (Sweep(lengths=(3, 5, 8, 12), seeds=(0, 1), epochs=6, samples=10_000),),
+    "quick": (Sweep(lengths=(3, 5, 8, 12, 16, 20), seeds=(0, 1), epochs=10, samples=20_000),),
 }
 GRID = {"cells", "lengths"}
 
@@ -166,6 +166,7 @@ def train(config: dict[str, Any]) -> None:
             "epoch_seconds": time.perf_counter() - began,
             "sequences_per_second": sequences / (trained - began),
             "restored_epoch": restored_epoch,
+            "ended_at": time.time(),  # seconds since 1970
             "device": device,
             "threads": torch.get_num_threads(),
             "pid": os.getpid(),
@@ -257,7 +258,8 @@ def settings() -> tuple[tuple[Sweep, ...], Run]:
         choices=PRESETS,
         default="figures",
         help="figures: lstm and rnn at 3-24, lstm at 25-35 for 5 epochs; "
-        "quick: both at 3,5,8,12 with fewer palindromes. Flags below go before it (figures)",
+        "quick: both at 3-20, fewer lengths, seeds, epochs and palindromes. "
+        "A flag below goes before it; --cells and --lengths make it one grid (figures)",
     )
     parser.add_settings("the experiment", Sweep)
     parser.add_settings("the run", Run)

@@ -36,7 +36,8 @@ class Limit(FIFOScheduler):
         self.at_most = at_most
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        if trial.status == Trial.PENDING and self._busy(tune_controller) >= self.at_most:
+        # The trial is among the controller's already.
+        if trial.status == Trial.PENDING and self._busy(tune_controller) > self.at_most:
             trial.set_status(Trial.PAUSED)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:

@@ -315,7 +315,7 @@ def test_other_settings_under_the_same_name_are_refused_and_named(monkeypatch, c
     flags = ["--preset", "quick", "--storage", tmp_path, "--name", "sweep"]
     line = complaint(monkeypatch, capsys, *flags, "--epochs", 9, "--seeds", "0-3,7")
     assert "seeds 0-1 there, 0-3,7 here" in line
-    assert "epochs 6 there, 9 here" in line
+    assert "epochs 10 there, 9 here" in line
     assert "samples" not in line
     line = complaint(monkeypatch, capsys, "--storage", tmp_path, "--name", "sweep")
     assert "1 grids there, 2 here" in line

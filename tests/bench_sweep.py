@@ -1,0 +1,202 @@
+"""Measures the sweep against what it could be, side by side in one run: `make bench`.
+
+Prints three tables in Markdown: throughput against a single process written the usual way, a
+training step against the machine's matrix product, and how much of the slots' time is training.
+Nothing else should run meanwhile: it takes about eight minutes on two cores.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from analysis.results import Trial, read_trials
+from jobs.cluster import WORKER_ENVIRONMENT
+from models.palindromes import Sequences, palindromes
+from models.recurrent import build, train_epoch
+
+BATCH, HIDDEN = 128, 128
+TOP = Path(__file__).parent.parent
+
+
+class UsualDataset(Dataset):
+    """Palindromes as lists of digits, made into tensors one by one, as a DataLoader asks."""
+
+    def __init__(self, data: Sequences):
+        self.digits, self.targets = data.digits.tolist(), data.targets.tolist()
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.tensor(self.digits[index], dtype=torch.float32), self.targets[index]
+
+
+class UsualLSTM(nn.Module):
+    """The report's equations as one writes them down first: eight Linears, a loop over steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.gx, self.ix, self.fx, self.ox = (nn.Linear(1, HIDDEN) for _ in range(4))
+        self.gh, self.ih, self.fh, self.oh = (nn.Linear(HIDDEN, HIDDEN) for _ in range(4))
+        self.ph = nn.Linear(HIDDEN, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (batch, length)
+        h = torch.zeros(x.size(0), HIDDEN)
+        c = torch.zeros(x.size(0), HIDDEN)
+        for t in range(x.size(1)):
+            x_t = x[:, t : t + 1]
+            g = torch.tanh(self.gx(x_t) + self.gh(h))
+            i = torch.sigmoid(self.ix(x_t) + self.ih(h))
+            f = torch.sigmoid(self.fx(x_t) + self.fh(h))
+            o = torch.sigmoid(self.ox(x_t) + self.oh(h))
+            c = g * i + c * f
+            h = torch.tanh(c) * o
+        return self.ph(h)
+
+
+def usual_sequences_per_second(length: int, seconds: float = 8) -> float:
+    """Trains the usual way, in this process with its default threads, for some seconds."""
+    loader = DataLoader(
+        UsualDataset(palindromes(0, length, 20_000).train), batch_size=BATCH, shuffle=True
+    )
+    model, criterion = UsualLSTM(), nn.CrossEntropyLoss()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
+    seen, began = 0, None
+    while True:
+        for step, (x, y) in enumerate(loader):
+            if began is None and step == 5:  # warm
+                began = time.perf_counter()
+            optimizer.zero_grad()
+            loss = criterion(model(x), y)
+            loss.backward()
+            optimizer.step()
+            if began is not None:
+                seen += len(y)
+                if time.perf_counter() - began > seconds:
+                    return seen / (time.perf_counter() - began)
+
+
+def sweep(*flags: object) -> list[Trial]:
+    """Runs jobs/sweep.py and returns its trials."""
+    with tempfile.TemporaryDirectory() as storage:
+        place = ["--storage", storage, "--name", "bench"]
+        command = [sys.executable, TOP / "jobs" / "sweep.py", *flags, *place]
+        subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
+        return read_trials(f"{storage}/bench")
+
+
+def wall_seconds(trials: list[Trial]) -> float:
+    """Returns the time from the start of the first epoch of all to the end of the last."""
+    rows = [row for trial in trials for row in trial.rows]
+    began = min(row["ended_at"] - row["epoch_seconds"] for row in rows)
+    return max(row["ended_at"] for row in rows) - began
+
+
+def trained_sequences(trial: Trial) -> float:
+    return sum(row["sequences_per_second"] * row["train_seconds"] for row in trial.rows)
+
+
+def throughput(slots: int) -> None:
+    """Of a sweep the evaluation, checkpoints and reports count too; the other only trains."""
+    print("| length | usual, one process (sequences/s) | sweep, all slots | times as fast |")
+    print("| --- | --- | --- | --- |")
+    for length, samples in ((6, 100_000), (12, 60_000), (24, 30_000), (35, 20_000)):
+        usual = float(in_a_fresh_process(f"usual:{length}", os.environ))
+        flags = ["--cells", "lstm", "--lengths", length, "--seeds", f"0-{slots - 1}"]
+        trials = sweep(*flags, "--epochs", 4, "--samples", samples)
+        ours = sum(trained_sequences(trial) / wall_seconds([trial]) for trial in trials)
+        print(f"| {length} | {usual:,.0f} | {ours:,.0f} | {ours / usual:.1f} |", flush=True)
+
+
+def best_rate(work: Callable[[], object], amount: float, repeats: int = 5) -> float:
+    """Returns `amount` per second of the fastest of some repetitions."""
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - began)
+    return amount / min(seconds)
+
+
+def step_against_ceiling(length: int) -> tuple[float, float]:
+    """Returns GFLOP/s of the LSTM's matrix product alone and of whole training steps, one thread.
+
+    A step's work is counted as its recurrent products alone: forward, and two backward.
+    """
+    torch.set_num_threads(1)
+    h, w = torch.randn(BATCH, HIDDEN), torch.randn(HIDDEN, 4 * HIDDEN)
+    flop = 2 * BATCH * HIDDEN * 4 * HIDDEN
+    steps = 40
+    network = build("lstm", HIDDEN, "uniform", seed=0, length=length)
+    optimizer = torch.optim.Adam(network.parameters(), fused=True)
+    data = palindromes(0, length, 20_000).train
+    order = torch.randperm(len(data))[: steps * BATCH]
+    train_epoch(network, optimizer, data, order, BATCH)
+    ceiling, trained = 0.0, 0.0
+    for _ in range(3):  # in turns, so that both see the same machine
+        ceiling = max(ceiling, best_rate(lambda: [h @ w for _ in range(500)], 500 * flop))
+        work = 3 * length * steps * flop
+        trained = max(
+            trained, best_rate(lambda: train_epoch(network, optimizer, data, order, BATCH), work, 3)
+        )
+    return ceiling / 1e9, trained / 1e9
+
+
+def ceiling() -> None:
+    print("| length | matrix product (GFLOP/s) | training step (GFLOP/s) | share |")
+    print("| --- | --- | --- | --- |")
+    for length in (12, 24, 35):
+        answer = in_a_fresh_process(f"step:{length}", {**os.environ, **WORKER_ENVIRONMENT})
+        top, trained = map(float, answer.split())
+        print(f"| {length} | {top:.1f} | {trained:.1f} | {trained / top:.0%} |", flush=True)
+
+
+def scheduling(slots: int) -> None:
+    trials = sweep(
+        "--cells", "lstm", "--lengths", 12, "--seeds", "0-43", "--epochs", 5, "--samples", 16_000
+    )
+    trained = sum(row["train_seconds"] for trial in trials for row in trial.rows)
+    wall = wall_seconds(trials)
+    print("| trials | training of each (s) | wall (s) | slots | share of slot time in training |")
+    print("| --- | --- | --- | --- | --- |")
+    print(
+        f"| {len(trials)} | {trained / len(trials):.1f} | {wall:.0f} | {slots} "
+        f"| {trained / (slots * wall):.0%} |"
+    )
+
+
+def in_a_fresh_process(part: str, environment: dict[str, str]) -> str:
+    command = [sys.executable, __file__, part]
+    return subprocess.run(
+        command, env=environment, check=True, capture_output=True, text=True
+    ).stdout
+
+
+def main() -> None:
+    part, _, length = sys.argv[1].partition(":") if len(sys.argv) > 1 else ("all", "", "")
+    slots = os.cpu_count()
+    if part == "usual":
+        print(usual_sequences_per_second(int(length)))
+    elif part == "step":
+        print(*step_against_ceiling(int(length)))
+    else:
+        for name, measure in (
+            ("throughput", lambda: throughput(slots)),
+            ("ceiling", ceiling),
+            ("scheduling", lambda: scheduling(slots)),
+        ):
+            if part in ("all", name):
+                print(f"\n{name}, {slots} cores\n")
+                measure()
+
+
+if __name__ == "__main__":
+    main()
