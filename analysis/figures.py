@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 # Okabe & Ito's colours, told apart by colour-blind readers, with a marker for those who print.
 LOOKS = {
-    "lstm": {"color": "#0072B2", "marker": "o"},
-    "rnn": {"color": "#D55E00", "marker": "s"},
+    "lstm": {"color": "#0072B2", "marker": "o", "ms": 7, "mfc": "white"},
+    "rnn": {"color": "#D55E00", "marker": "s", "ms": 4},  # inside of the other, where both are
 }
 NAMES = {"lstm": "LSTM", "rnn": "RNN"}
 STARTS = {"uniform": "-", "orthogonal": "--", "chrono": ":"}

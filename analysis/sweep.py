@@ -48,28 +48,16 @@ def effective_length(accuracies: pd.DataFrame) -> int | None:
 def draw_accuracy(axes: Axes, cell: str, start: str, accuracies: pd.DataFrame, name: str) -> None:
     """Draws the seeds' mean over the length, and their spread as a band."""
     look = LOOKS[cell]
-    axes.plot(
-        accuracies["length"],
-        100 * accuracies["mean"],
-        STARTS[start],
-        label=name,
-        lw=1.6,
-        ms=4,
-        **look,
-    )
+    percent = 100 * accuracies[["mean", "min", "max"]]
+    axes.plot(accuracies["length"], percent["mean"], STARTS[start], label=name, lw=1.6, **look)
     axes.fill_between(
-        accuracies["length"],
-        100 * accuracies["min"],
-        100 * accuracies["max"],
-        color=look["color"],
-        alpha=0.18,
-        lw=0,
+        accuracies["length"], percent["min"], percent["max"], color=look["color"], alpha=0.18, lw=0
     )
 
 
 def finish_accuracy(axes: Axes, title: str) -> None:
     axes.axhline(100 * CHANCE, color="black", lw=1, ls=(0, (1, 2)))
-    axes.text(1, 100 * CHANCE + 1, "chance ", ha="right", transform=axes.get_yaxis_transform())
+    axes.text(0.01, 100 * CHANCE + 1, "chance", transform=axes.get_yaxis_transform())
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(title=title, xlabel="sequence length (digits read)", ylabel="validation accuracy (%)")
     axes.set_ylim(0, 103)
@@ -221,7 +209,7 @@ def main() -> int:
     finished = trials_table(done)
     torch.set_num_threads(1)  # the products are small: threads would wait for each other
     pictures = draw_report_figures(finished, arguments.out)
-    pictures += draw_learning(trials, arguments.out)
+    pictures += draw_learning(done, arguments.out)
     pictures += draw_examination(done, arguments.tested, arguments.out)
     for (cell, start), accuracies in spread(finished).groupby(["cell", "start"]):
         reach = effective_length(accuracies)

@@ -101,4 +101,5 @@ def plan(resources: dict[str, float], at_most: int | None) -> str:
 
 
 def _shown(resources: dict[str, float]) -> str:
-    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
+    amounts = [(resources.get(kind, 0), kind) for kind in ("CPU", "GPU")]
+    return " and ".join(f"{n:g} {kind}{'' if n == 1 else 's'}" for n, kind in amounts)

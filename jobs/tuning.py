@@ -126,6 +126,8 @@ class Progress(tune.Callback):
             sys.stdout.write("\r\033[K")
 
     def _status(self, running: int) -> str:
+        if not running and not self.latest:
+            return "starting"
         done = sum(left == 0 for left in self.remaining.values())
         parts = [f"{done}/{len(self.configs)} done", f"{running} running"]
         if self.failed:

@@ -265,7 +265,7 @@ def test_bad_flags_are_told_in_one_line_and_nothing_is_written(
     ("flags", "said"),
     [
         (["--cpus-per-trial", 4096], "no node has room for 4096 CPUs and 0 GPUs"),
-        (["--gpus-per-trial", 1], "no node has room for 1 CPUs and 1 GPUs"),
+        (["--gpus-per-trial", 1], "no node has room for 1 CPU and 1 GPU"),
         (["--gpus-per-trial", "some"], "must be a number or auto"),
         (["--gpus-per-trial", 1.5], "must be a part of one GPU, or whole ones"),
     ],
