@@ -1,6 +1,7 @@
 """What a Ray cluster may still launch, as far as a job can know."""
 
 from pathlib import Path
+from typing import Any
 
 import ray
 import yaml
@@ -11,7 +12,8 @@ def launchable() -> list[dict[str, float]] | None:
 
     Ray's API tells neither, but its autoscaler is a process on the head node which names its
     configuration, if it has one, on its command line. Returns None where no such process is seen:
-    this one runs on another node, or the autoscaler in a container of its own (KubeRay).
+    this one runs on another node, or the autoscaler in a container of its own (KubeRay). Also where
+    the configuration does not tell what a node has (provider `local`).
     """
     command = _autoscaler_command(ray.get_runtime_context().gcs_address)
     if command is None:
@@ -19,13 +21,14 @@ def launchable() -> list[dict[str, float]] | None:
     files = [word.partition("=")[2] for word in command if word.startswith("--autoscaling-config=")]
     if not files:
         return []
-    configuration = yaml.safe_load(Path(files[0]).expanduser().read_text())
-    at_most = configuration.get("max_workers", 0)
-    return [
-        dict(kind["resources"])
-        for name, kind in configuration["available_node_types"].items()
-        if name != configuration["head_node_type"] and kind.get("max_workers", at_most) > 0
-    ]
+    return _kinds(yaml.safe_load(Path(files[0]).expanduser().read_text()))
+
+
+def _kinds(configuration: dict[str, Any]) -> list[dict[str, float]] | None:
+    """Returns the resources of each type of node that a configuration lets be launched."""
+    types = configuration["available_node_types"].values()
+    kinds = [dict(node["resources"]) for node in types if node.get("max_workers", 0) > 0]
+    return kinds if all(kinds) else None  # on premises they are found when the node is there
 
 
 def _autoscaler_command(gcs_address: str) -> list[str] | None:
