@@ -164,7 +164,10 @@ def _states(folder: Folder) -> list[dict[str, Any]]:
 def _trial(folder: Folder, name: str, state: dict[str, Any]) -> Trial:
     inside = folder.below(name)
     status = state.get("status", "unknown")
-    config = json.loads(inside.read("params.json")) if "params.json" in inside.files else None
+    try:
+        config = json.loads(inside.read("params.json"))
+    except (OSError, ValueError):  # not written yet, or half
+        config = state.get("config", {})
     error = ""
     if status == "failed" and "error.txt" in inside.files:
         error = inside.read("error.txt").decode(errors="replace").strip().rpartition("\n")[2]
@@ -172,7 +175,7 @@ def _trial(folder: Folder, name: str, state: dict[str, Any]) -> Trial:
         experiment=folder.path.rpartition("/")[2],
         name=name,
         status=status,
-        config=_flat(config if config is not None else state.get("config", {})),
+        config=_flat(config),
         rows=_rows(inside),
         failures=state.get("num_failures", 0),
         error=error,

@@ -29,6 +29,30 @@ LONGEST_OF_FIGURE_1 = 24  # the report's Figures 1 and 2 end here, and its Figur
 SETTING = ["cell", "start", "length"]
 
 
+def read_sweeps(folders: list[str]) -> list[Trial]:
+    """Reads the trials of one sweep or several, each trial once.
+
+    Raises:
+        NoResults: there are none, or trials that differ in more than their seed would be drawn as
+            if they did not.
+    """
+    trials: dict[tuple, Trial] = {}
+    recipes: dict[tuple, dict] = {}
+    for trial in (trial for folder in folders for trial in read_trials(folder)):
+        setting = tuple(trial.config.get(name) for name in SETTING)
+        if None in setting or "epochs" not in trial.config:
+            raise NoResults(f"{trial.experiment}/{trial.name}: not a trial of jobs/sweep.py")
+        recipe = {name: value for name, value in trial.config.items() if name != "seed"}
+        other = recipes.setdefault(setting, recipe)
+        differ = [name for name in recipe if recipe[name] != other.get(name)]
+        if differ:
+            raise NoResults(f"trials of one length differ in {', '.join(differ)}: draw them apart")
+        same = trials.setdefault((*setting, trial.config["seed"]), trial)
+        if len(trial.rows) > len(same.rows):
+            trials[(*setting, trial.config["seed"])] = trial
+    return list(trials.values())
+
+
 def is_finished(trial: Trial) -> bool:
     return bool(trial.rows) and trial.rows[-1]["epoch"] == trial.config["epochs"]
 
@@ -64,11 +88,16 @@ def finish_accuracy(axes: Axes, title: str) -> None:
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
+def shown_range(numbers: pd.Series) -> str:
+    least, most = numbers.min(), numbers.max()
+    return f"{least}" if least == most else f"{least}-{most}"
+
+
 def accuracy_figure(found: pd.DataFrame, title: str, marked: bool = False) -> Figure:
     """Draws accuracy over length, by cell and start; if `marked`, the effective lengths too."""
     figure, axes = plt.subplots(figsize=(7, 4))
     for (cell, start), accuracies in found.groupby(["cell", "start"]):
-        seeds = accuracies["seeds"].max()
+        seeds = shown_range(accuracies["seeds"])
         name = f"{NAMES[cell]}, {start} start, mean and range of {seeds} seeds"
         reach = effective_length(accuracies)
         if marked:
@@ -173,6 +202,8 @@ def draw_examination(trials: list[Trial], count: int, out: Path) -> list[Path]:
         ("lengths trained and tested", "accuracy by digit"),
         strict=True,
     ):
+        if table.empty:  # no trial has a checkpoint left
+            continue
         for (cell, start), part in table.groupby(["cell", "start"]):
             mean = part.groupby(["length", axis])["accuracy"].mean().unstack()
             figure = heat_map(
@@ -197,13 +228,16 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     try:
-        trials = [trial for results in arguments.results for trial in read_trials(results)]
+        if arguments.tested < DIGITS:
+            raise NoResults(f"--tested {arguments.tested}: {DIGITS} or more, one of each digit")
+        trials = read_sweeps(arguments.results)
         done = [trial for trial in trials if is_finished(trial)]
         if not done:
             raise NoResults(
                 f"{' '.join(arguments.results)}: no trial has reached its last epoch yet"
             )
-    except NoResults as error:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except (NoResults, OSError) as error:
         print(f"analysis/sweep.py: {error}", file=sys.stderr)
         return 2
     finished = trials_table(done)

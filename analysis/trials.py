@@ -27,7 +27,8 @@ def columns_to_show(table: pd.DataFrame) -> list[str]:
     return [
         name
         for name in table
-        if name in ("trial", "status", "epoch") or (name in differ and name not in hidden)
+        if name in ("trial", "status", "epoch")
+        or (name not in hidden and (name in differ or len(table) == 1))
     ]
 
 
@@ -61,9 +62,12 @@ def select(table: pd.DataFrame, arguments: argparse.Namespace) -> pd.DataFrame:
             raise NoResults(f"there is no column {name!r}: {', '.join(table)}")
     if arguments.where:
         try:
-            table = table.query(arguments.where)
+            chosen = table.eval(arguments.where)
         except Exception as error:  # pandas raises whatever its parser, or the query, raises
             raise NoResults(f"--where {arguments.where!r}: {error}") from None
+        if not isinstance(chosen, pd.Series) or not pd.api.types.is_bool_dtype(chosen):
+            raise NoResults(f"--where {arguments.where!r}: this is not true or false of a row")
+        table = table[chosen]
     if arguments.sort:
         table = table.sort_values(arguments.sort, ascending=not arguments.reverse, kind="stable")
     if wanted:
@@ -77,12 +81,14 @@ def main() -> int:
         trials = [trial for results in arguments.results for trial in read_trials(results)]
         table = epochs_table(trials) if arguments.epochs else trials_table(trials)
         table = select(table, arguments)
-    except NoResults as error:
+        if arguments.csv:
+            table.to_csv(sys.stdout if arguments.csv == "-" else arguments.csv, index=False)
+    except BrokenPipeError:
+        raise
+    except (NoResults, OSError) as error:
         print(f"analysis/trials.py: {error}", file=sys.stderr)
         return 2
-    if arguments.csv:
-        table.to_csv(sys.stdout if arguments.csv == "-" else arguments.csv, index=False)
-    else:
+    if not arguments.csv:
         print(table.to_string(index=False, na_rep="", float_format="{:.4g}".format))
         print(
             f"{len(table)} of {len(trials)} trials"

@@ -8,12 +8,14 @@ import ray
 from jobs.autoscaling import launchable
 from jobs.flags import Trouble
 
-# Set for every process of a job before it starts. From buffers of about a megabyte on, glibc gives
-# memory back to the kernel at every training step and asks for it again, which costs a third of the
-# time of an LSTM at 35 steps; and cuBLAS repeats its results only with a workspace of fixed size.
+# Set for every process of a job before it starts. By default glibc gives big buffers back to the
+# kernel at every training step and asks for them again, which costs up to a third of the time of an
+# LSTM from 24 steps on. Tune trains in a thread, and only in the first arena, the main thread's, do
+# the thresholds hold. And cuBLAS repeats its results only with a workspace of fixed size.
 WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_ARENA_MAX": "1",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:2",
 }
 

@@ -226,9 +226,13 @@ def tuner(
     )
     # A Tuner that is made writes its configuration into the folder, and one that is restored reads
     # it there: so a run that goes on obeys the limits of this command, not of the first one.
-    if any(name.startswith("experiment_state-") for name in folder.names()):
-        return tune.Tuner.restore(folder.uri, trainable, resume_errored=True)
-    return made
+    ended = tuning.ended_trials(folder)
+    if ended is None:
+        return made
+    resume = tune.ResumeConfig(errored=tune.ResumeConfig.ResumeType.RESUME)
+    if ended - finished:  # their last checkpoints are lost: each trial looks at its own again
+        resume.finished = tune.ResumeConfig.ResumeType.RESUME
+    return tune.Tuner.restore(folder.uri, trainable, _resume_config=resume)
 
 
 def work_of_an_epoch(config: dict[str, Any]) -> float:

@@ -1,5 +1,6 @@
 """What Ray Tune is given beside the job: its list of trials, a limit on them, a progress line."""
 
+import json
 import os
 import shutil
 import sys
@@ -11,6 +12,8 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import BasicVariantGenerator
+
+from jobs.storage import Folder
 
 Config = dict[str, Any]
 
@@ -53,6 +56,18 @@ class Limit(FIFOScheduler):
 def param_space(configs: list[Config]) -> Config:
     """Returns the search space that Tune wants to see around a list of points: their values."""
     return {name: tune.choice(list({c[name]: 0 for c in configs})) for name in configs[0]}
+
+
+def ended_trials(folder: Folder) -> set[str] | None:
+    """Returns the trials that have ended well by Tune's snapshot, None where there is none."""
+    snapshots = [name for name in folder.names() if name.startswith("experiment_state-")]
+    if not snapshots:
+        return None
+    try:
+        trials = [json.loads(t) for t, _ in json.loads(folder.read(max(snapshots)))["trial_data"]]
+    except ValueError:  # half-written when the driver was killed
+        return None
+    return {t["custom_trial_name"] for t in trials if t["status"] == Trial.TERMINATED}
 
 
 class Progress(tune.Callback):

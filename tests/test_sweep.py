@@ -155,6 +155,29 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(undisturbed, killed):
     assert measurements(killed) == measurements(undisturbed)
 
 
+def test_a_finished_trial_whose_last_checkpoint_is_lost_does_its_last_epoch_again(
+    undisturbed, tmp_path
+):
+    folder = shutil.copytree(undisturbed, tmp_path / "sweep")
+    trial = folder / "lstm-uniform-length020-seed0"
+    (trial / "checkpoint_000005" / "state.pt").unlink()
+    again = run("jobs/sweep.py", *GRID, "--storage", tmp_path, "--name", "sweep")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "2 trials, 1 of them done" in again.stdout
+    assert measurements(folder) == measurements(undisturbed)
+    assert [row["restored_epoch"] for row in history(trial)] == [0] * (EPOCHS - 1) + [EPOCHS - 1]
+
+
+def test_without_a_whole_snapshot_of_tunes_nothing_is_lost(undisturbed, killed):
+    """The driver may be killed while it writes one; a trial's folder is named by its settings."""
+    for snapshot in killed.glob("experiment_state-*.json"):
+        snapshot.write_text(snapshot.read_text()[:100])
+    again = run("jobs/sweep.py", *GRID, "--storage", killed.parent, "--name", "sweep")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert measurements(killed) == measurements(undisturbed)
+    assert len([path for path in killed.iterdir() if path.is_dir()]) == 2
+
+
 def epoch_of(folder: Path) -> int:
     """Returns the epoch of a checkpoint, 0 for one that was being written when its run ended."""
     try:
