@@ -38,10 +38,10 @@ def read_sweeps(folders: list[str]) -> list[Trial]:
     """
     trials: dict[tuple, Trial] = {}
     recipes: dict[tuple, dict] = {}
-    for trial in (trial for folder in folders for trial in read_trials(folder)):
+    for folder, trial in ((folder, trial) for folder in folders for trial in read_trials(folder)):
         setting = tuple(trial.config.get(name) for name in SETTING)
         if None in setting or "epochs" not in trial.config:
-            raise NoResults(f"{trial.experiment}/{trial.name}: not a trial of jobs/sweep.py")
+            raise NoResults(f"{folder}: {trial.name} is not a trial of jobs/sweep.py")
         recipe = {name: value for name, value in trial.config.items() if name != "seed"}
         other = recipes.setdefault(setting, recipe)
         differ = [name for name in recipe if recipe[name] != other.get(name)]

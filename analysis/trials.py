@@ -28,7 +28,7 @@ def columns_to_show(table: pd.DataFrame) -> list[str]:
         name
         for name in table
         if name in ("trial", "status", "epoch")
-        or (name not in hidden and (name in differ or len(table) == 1))
+        or (name not in hidden and (name in differ or (len(table) == 1 and name != "experiment")))
     ]
 
 
@@ -60,6 +60,7 @@ def select(table: pd.DataFrame, arguments: argparse.Namespace) -> pd.DataFrame:
     for name in [*wanted, *([arguments.sort] if arguments.sort else [])]:
         if name not in table:
             raise NoResults(f"there is no column {name!r}: {', '.join(table)}")
+    worth_a_screen = columns_to_show(table)
     if arguments.where:
         try:
             chosen = table.eval(arguments.where)
@@ -72,7 +73,7 @@ def select(table: pd.DataFrame, arguments: argparse.Namespace) -> pd.DataFrame:
         table = table.sort_values(arguments.sort, ascending=not arguments.reverse, kind="stable")
     if wanted:
         return table[wanted]
-    return table if arguments.columns or arguments.csv else table[columns_to_show(table)]
+    return table if arguments.columns or arguments.csv else table[worth_a_screen]
 
 
 def main() -> int:

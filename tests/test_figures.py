@@ -20,7 +20,6 @@ import pandas as pd
 import pytest
 import torch
 from scripts import run
-from test_results import swept
 
 from analysis import figures, sweep
 from analysis.results import read_trials, trials_table
@@ -33,17 +32,6 @@ TESTED = 203  # not a multiple of ten: digits are tested unequally often
 PICTURES = ["figure1", "figure2", "comparison"] + [
     f"{kind}_{cell}_uniform" for kind in ("learning", "transfer", "digits") for cell in CELLS
 ]
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Path:
-    return swept(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture
-def copy(tiny, tmp_path) -> Path:
-    """A copy of the sweep, for a test to damage."""
-    return shutil.copytree(tiny, tmp_path / "tiny")
 
 
 @pytest.fixture(scope="module")
