@@ -38,7 +38,7 @@ def read_sweeps(folders: list[str]) -> list[Trial]:
     """
     trials: dict[tuple, Trial] = {}
     recipes: dict[tuple, dict] = {}
-    for folder, trial in ((folder, trial) for folder in folders for trial in read_trials(folder)):
+    for folder, trial in ((place, trial) for place in folders for trial in read_trials(place)):
         setting = tuple(trial.config.get(name) for name in SETTING)
         if None in setting or "epochs" not in trial.config:
             raise NoResults(f"{folder}: {trial.name} is not a trial of jobs/sweep.py")

@@ -45,7 +45,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--where", metavar="TEXT", help="which rows, as pandas writes a query")
     parser.add_argument("--sort", metavar="COLUMN", help="order by this column")
     parser.add_argument("--reverse", action="store_true", help="the largest first")
-    parser.add_argument("--columns", metavar="NAME,NAME", help="which, or `all` (what differs)")
+    parser.add_argument(
+        "--columns", metavar="NAME,NAME", help="these, or `all` of them (those that differ)"
+    )
     parser.add_argument("--csv", metavar="FILE", help="write all rows and columns there, `-`: here")
     return parser
 
