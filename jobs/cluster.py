@@ -2,6 +2,9 @@
 
 import logging
 import os
+import shlex
+import sys
+from typing import Any
 
 import ray
 
@@ -35,10 +38,13 @@ def connect(address: str | None) -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # tells failures a second time
+    runtime_env: dict[str, Any] = {"env_vars": WORKER_ENVIRONMENT}
+    if " " in sys.executable:  # which Ray hands to a shell as it is, and then waits for workers
+        runtime_env["py_executable"] = shlex.quote(sys.executable)
     try:
         ray.init(
             address=address,
-            runtime_env={"env_vars": WORKER_ENVIRONMENT},
+            runtime_env=runtime_env,
             logging_level=logging.ERROR,
             log_to_driver=False,
         )

@@ -92,6 +92,7 @@ class Progress(tune.Callback):
         self.told: set[tuple[str, str]] = set()
         self.latest = ""
         self.line = ""
+        self.began = time.monotonic()
         self.next_line = 0.0
 
     def on_trial_result(
@@ -142,7 +143,9 @@ class Progress(tune.Callback):
 
     def _status(self, running: int) -> str:
         if not running and not self.latest:
-            return "starting"
+            waited = time.monotonic() - self.began
+            silent = f" for {duration(waited)}: see Ray's logs in /tmp/ray/session_latest/logs"
+            return "starting" + (silent if waited > 60 else "")
         done = sum(left == 0 for left in self.remaining.values())
         parts = [f"{done}/{len(self.configs)} done", f"{running} running"]
         if self.failed:

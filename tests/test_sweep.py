@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import scripts
 import torch
 from scripts import run, started
 
@@ -226,6 +227,17 @@ def test_trials_share_a_process_that_has_its_threads_and_its_allocator(tmp_path,
     rows = [row for trial in read_trials(str(tmp_path / "sweep")) for row in trial.rows]
     assert {(row["pid"], row["threads"], row["device"]) for row in rows} == {(pid, cpus, "cpu")}
     assert len(rows) == 12
+
+
+def test_an_environment_whose_path_has_a_space_runs_trials(tmp_path):
+    (tmp_path / "my venv").symlink_to(sys.prefix)
+    flags = ["--cells", "rnn", "--lengths", 3, "--seeds", 0, "--epochs", 1, "--samples", 2000]
+    flags += ["--storage", tmp_path / "my results"]
+    python = str(tmp_path / "my venv" / "bin" / "python")
+    command = [python, *scripts.command("jobs/sweep.py", *flags)[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 of 1 trials done" in done.stdout
 
 
 def test_ctrl_c_ends_soon_and_says_how_to_go_on(tmp_path):
