@@ -37,7 +37,8 @@ def connect(address: str | None) -> None:
     """Connects to the cluster at `address`, else to the one running here, else starts Ray here."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # tells failures a second time
+    for name in ("tune", "execution.experiment_state"):  # they tell failures a second time
+        logging.getLogger(f"ray.tune.{name}").setLevel(logging.CRITICAL)
     runtime_env: dict[str, Any] = {"env_vars": WORKER_ENVIRONMENT}
     if " " in sys.executable:  # which Ray hands to a shell as it is, and then waits for workers
         runtime_env["py_executable"] = shlex.quote(sys.executable)
@@ -74,7 +75,7 @@ def resources(cpus: int, gpus: str) -> dict[str, float]:
             share = float(gpus)
         except ValueError:
             raise Trouble(f"--gpus-per-trial {gpus}: must be a number or auto") from None
-        if share < 0 or (share > 1 and share != int(share)):
+        if not 0 <= share <= 1 and not (share > 1 and share.is_integer()):
             raise Trouble(f"--gpus-per-trial {gpus}: must be a part of one GPU, or whole ones")
     if coming is None and share == 0 and gpus == "auto":
         print("no GPU is here, and what the cluster may launch is not known: see --gpus-per-trial")

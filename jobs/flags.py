@@ -48,12 +48,12 @@ def numbers(text: str) -> tuple[int, ...]:
                 f"the range {part} is empty: its end is before its start"
             )
         found += span
-    return tuple(dict.fromkeys(found))
+    return tuple(sorted(set(found)))
 
 
 def words(text: str) -> tuple[str, ...]:
     """Reads a list of names, `lstm,rnn`."""
-    found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    found = tuple(sorted({part.strip() for part in text.split(",")}))
     if not all(found):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of names such as lstm,rnn")
     return found

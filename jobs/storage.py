@@ -75,9 +75,12 @@ def run_folder(storage: str, name: str, fresh: bool) -> Folder:
         )
     parent = open_folder(storage)
     folder, count = parent.child(name), 1
-    while fresh and folder.names():
-        count += 1
-        folder = parent.child(f"{name}-{count}")
+    try:
+        while folder.names() and fresh:
+            count += 1
+            folder = parent.child(f"{name}-{count}")
+    except (OSError, ValueError) as error:
+        raise Trouble(f"--storage {storage}: {error}") from None
     return folder
 
 
@@ -85,7 +88,13 @@ def compare(folder: Folder, settings: list[dict[str, Any]]) -> None:
     """Raises Trouble where the folder holds a run that was made with other settings."""
     if SETTINGS not in folder.names():
         return
-    difference = _difference(json.loads(folder.read(SETTINGS)), json.loads(json.dumps(settings)))
+    try:
+        made_with = json.loads(folder.read(SETTINGS))
+    except (OSError, ValueError) as error:
+        raise Trouble(
+            f"{folder.uri}/{SETTINGS} is damaged ({error}): give --name or --fresh"
+        ) from None
+    difference = _difference(made_with, json.loads(json.dumps(settings)))
     if difference:
         raise Trouble(
             f"{folder.uri} holds a run with other settings ({difference}): "

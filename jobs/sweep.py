@@ -8,6 +8,7 @@ On a cluster: ray submit cluster.yaml jobs/sweep.py -- --storage s3://BUCKET/swe
 The same command again continues: finished trials stay, the others go on from their last epoch.
 """
 
+import math
 import os
 import shlex
 import sys
@@ -105,8 +106,8 @@ def check(sweep: Sweep) -> None:
         raise Trouble(f"--lengths {min(sweep.lengths)}: a sequence has 2 digits or more")
     for name in ("epochs", "batch_size", "lr", "hidden", "clip"):
         value = getattr(sweep, name)
-        if value is not None and not value > 0:
-            raise Trouble(f"--{name.replace('_', '-')} {value}: must be more than 0")
+        if value is not None and not 0 < value < math.inf:
+            raise Trouble(f"--{name.replace('_', '-')} {value}: must be more than 0, and finite")
     if sweep.samples < palindromes.FEWEST:
         raise Trouble(f"--samples {sweep.samples}: {palindromes.FEWEST} or more are needed")
     if sweep.samples * 4 // 5 < sweep.batch_size:
@@ -235,6 +236,19 @@ def tuner(
     return tune.Tuner.restore(folder.uri, trainable, _resume_config=resume)
 
 
+def run_trials(tuner: tune.Tuner) -> list[str]:
+    """Runs the trials, and returns what failed for good, a line for each."""
+    try:
+        results = tuner.fit()
+    except Exception as error:  # whatever stopped Tune itself: a full disk, a head that is gone
+        return [f"the sweep stopped: {type(error).__name__}: {error}".splitlines()[0]]
+    return [
+        f"{str(result.error).strip().splitlines()[-1]} ({result.path}/error.txt)"
+        for result in results
+        if result.error
+    ]
+
+
 def work_of_an_epoch(config: dict[str, Any]) -> float:
     return config["samples"] * config["length"]
 
@@ -310,15 +324,13 @@ def main() -> int:
         print("\n".join(f"  {describe(part)}" for part in parts))
         print(cluster.plan(resources, run.max_concurrent))
         print(f"results: {folder.uri}", flush=True)
-        results = tuner(folder, configs, finished, run, resources).fit()
+        failures = run_trials(tuner(folder, configs, finished, run, resources))
         finished = finished_trials(folder, configs)
-        failed = [result for result in results if result.error]
-        for result in failed:
-            print(f"failed: {str(result.error).strip().splitlines()[-1]} ({result.path}/error.txt)")
+        print("".join(f"failed: {failure}\n" for failure in failures), end="")
     print(f"{len(finished)} of {len(configs)} trials done: {folder.uri}")
     if len(finished) < len(configs):
         print(f"to continue: {again(folder)}")
-        return 1 if failed else flags.INTERRUPTED
+        return 1 if failures else flags.INTERRUPTED
     print(f"next: python analysis/sweep.py {shlex.quote(folder.uri)}")
     return 0
 

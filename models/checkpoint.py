@@ -55,15 +55,16 @@ def newest(
     summaries, damaged = [], []
     for name in names:
         try:
-            summaries.append((json.loads(read(f"{name}/checkpoint.json")), name))
-        except (OSError, ValueError):
+            summary = json.loads(read(f"{name}/checkpoint.json"))
+            summaries.append((len(summary["history"]), summary["sha256"], name, summary))
+        except (OSError, ValueError, KeyError, TypeError):
             damaged.append(name)
-    for summary, name in sorted(summaries, key=lambda pair: pair[0]["epoch"], reverse=True):
+    for _, sha256, name, summary in sorted(summaries, key=lambda item: item[0], reverse=True):
         try:
             content = read(f"{name}/state.pt")
         except OSError:
             content = b""
-        if hashlib.sha256(content).hexdigest() == summary["sha256"]:
+        if hashlib.sha256(content).hexdigest() == sha256:
             state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
             return Checkpoint(name, summary["history"], state), damaged
         damaged.append(name)

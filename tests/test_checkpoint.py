@@ -31,7 +31,9 @@ def test_the_newest_is_found_and_comes_back_as_it_was_saved(run):
     assert torch.equal(found.state["weight"], torch.full((3,), 3.0))
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "no state", "no summary", "half a summary"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "changed", "no state", "no summary", "half a summary", "other summary"]
+)
 def test_a_damaged_one_is_passed_over_and_named(run, damage):
     state, summary = (run / "checkpoint_000002" / n for n in ("state.pt", "checkpoint.json"))
     content = state.read_bytes()
@@ -43,6 +45,8 @@ def test_a_damaged_one_is_passed_over_and_named(run, damage):
         state.unlink()
     elif damage == "no summary":
         summary.unlink()
+    elif damage == "other summary":
+        summary.write_text("{}")
     else:
         summary.write_text(summary.read_text()[:-5])
     found, damaged = newest(run)

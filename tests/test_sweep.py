@@ -280,6 +280,8 @@ def complaint(monkeypatch, capsys, *arguments: object) -> str:
         ("--epochs 0", "more than 0"),
         ("--lr -1", "more than 0"),
         ("--lr nan", "more than 0"),
+        ("--lr inf", "finite"),
+        ("--storage s3://", "--storage s3://"),
         ("--clip 0", "more than 0"),
         ("--batch-size x", "invalid int value"),
         ("--optimizer sgd", "invalid choice"),
@@ -303,6 +305,7 @@ def test_bad_flags_are_told_in_one_line_and_nothing_is_written(
         (["--gpus-per-trial", 1], "no node has room for 1 CPU and 1 GPU"),
         (["--gpus-per-trial", "some"], "must be a number or auto"),
         (["--gpus-per-trial", 1.5], "must be a part of one GPU, or whole ones"),
+        (["--gpus-per-trial", "nan"], "must be a part of one GPU, or whole ones"),
     ],
 )
 def test_what_no_node_has_is_told_at_once_and_nothing_is_written(tmp_path, flags, said):
@@ -354,6 +357,40 @@ def test_other_settings_under_the_same_name_are_refused_and_named(monkeypatch, c
     assert "samples" not in line
     line = complaint(monkeypatch, capsys, "--storage", tmp_path, "--name", "sweep")
     assert "1 grids there, 2 here" in line
+
+
+def test_damaged_settings_are_told(monkeypatch, capsys, tmp_path):
+    folder = made(tmp_path)
+    folder.write(storage.SETTINGS, b"[{")
+    flags = ["--preset", "quick", "--storage", tmp_path, "--name", "sweep"]
+    assert "settings.json is damaged" in complaint(monkeypatch, capsys, *flags)
+
+
+def test_the_order_in_which_a_list_is_typed_is_no_other_setting(monkeypatch, capsys):
+    for flags in ("--lengths 3,9,4 --cells rnn,lstm", "--lengths 9,3-4 --cells lstm,rnn,lstm"):
+        monkeypatch.setattr(sys, "argv", ["sweep.py", *flags.split()])
+        (part,), _ = sweep.settings()
+        assert (part.lengths, part.cells) == ((3, 4, 9), ("lstm", "rnn"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+def test_a_full_disk_stops_the_sweep_in_one_line_and_with_room_it_goes_on(undisturbed, tmp_path):
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(place)]
+    subprocess.run(mount, check=True)
+    try:
+        done = run("jobs/sweep.py", *GRID, "--storage", place, "--name", "sweep")
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert done.stderr == ""
+        assert "No space left" in done.stdout or "the sweep stopped" in done.stdout
+        assert "to continue: python" in done.stdout
+        subprocess.run(["mount", "-o", "remount,size=50m", str(place)], check=True)
+        again = run("jobs/sweep.py", *GRID, "--storage", place, "--name", "sweep")
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert measurements(place / "sweep") == measurements(undisturbed)
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def test_a_run_takes_its_folder_for_itself(tmp_path):
