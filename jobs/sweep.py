@@ -125,8 +125,9 @@ def train(config: dict[str, Any]) -> None:
     seed, so that a trial which was killed ends with the numbers of one which was not.
     """
     trial = tune.get_context()
-    torch.set_num_threads(int(trial.get_trial_resources().required_resources["CPU"]))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    reserved = trial.get_trial_resources().required_resources
+    torch.set_num_threads(int(reserved["CPU"]))
+    device = "cuda" if reserved.get("GPU") and torch.cuda.is_available() else "cpu"
     seed, length = config["seed"], config["length"]
     data = palindromes.palindromes(seed, length, config["samples"])
     training, validation = data.train.to(device), data.validation.to(device)
