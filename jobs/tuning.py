@@ -110,8 +110,8 @@ class Progress(tune.Callback):
         if result["damaged"] and (name, result["damaged"]) not in self.told:
             self.told.add((name, result["damaged"]))
             self._say(
-                f"{name}: passed over {result['damaged']}, which is damaged; "
-                f"went on from epoch {result['restored_epoch']}"
+                f"{name}: damaged and passed over: {result['damaged']}; "
+                f"goes on from epoch {result['restored_epoch']}"
             )
 
     def on_trial_error(

@@ -152,7 +152,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(undisturbed, killed):
     state.write_bytes(state.read_bytes()[:1000])
     again = run("jobs/sweep.py", *GRID, "--storage", killed.parent, "--name", "sweep")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert f"{trial.name}: passed over {names[-1].name}, which is damaged" in again.stdout
+    assert f"{trial.name}: damaged and passed over: {names[-1].name};" in again.stdout
     assert measurements(killed) == measurements(undisturbed)
 
 

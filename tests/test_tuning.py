@@ -149,7 +149,7 @@ def test_a_damaged_checkpoint_is_told_once(capsys):
     for epoch in (3, 4):
         report(callback, "long", epoch, 1, damaged="checkpoint_000002", restored_epoch=2)
     (line,) = capsys.readouterr().out.splitlines()
-    assert line == "long: passed over checkpoint_000002, which is damaged; went on from epoch 2"
+    assert line == "long: damaged and passed over: checkpoint_000002; goes on from epoch 2"
 
 
 @pytest.mark.parametrize(
