@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 SIDE = 28  # pixels
+PIXELS = SIDE * SIDE
 MNIST = Path(__file__).parent / "mnist"
 
 # The sums that the set's distributors publish.
