@@ -10,9 +10,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 # Okabe & Ito's colours, told apart by colour-blind readers, with a marker for those who print.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 LOOKS = {
-    "lstm": {"color": "#0072B2", "marker": "o", "ms": 7, "mfc": "white"},
-    "rnn": {"color": "#D55E00", "marker": "s", "ms": 4},  # inside of the other, where both are
+    "lstm": {"color": COLORS[0], "marker": "o", "ms": 7, "mfc": "white"},
+    "rnn": {"color": COLORS[1], "marker": "s", "ms": 4},  # inside of the other, where both are
 }
 NAMES = {"lstm": "LSTM", "rnn": "RNN"}
 STARTS = {"uniform": "-", "orthogonal": "--", "chrono": ":"}

@@ -1,4 +1,4 @@
-"""Reads the folders that Ray Tune leaves, finished, running or killed, into tidy tables.
+"""Reads the folders that Ray Tune and Ray Train leave, finished, running or killed, into tables.
 
 Only plain JSON is read (params.json, result.json, checkpoint.json, the experiment's state), and
 checkpoints as weights: nothing is unpickled.
@@ -43,7 +43,7 @@ class NoResults(Exception):
 
 @dataclass
 class Trial:
-    """One trial of an experiment, as its folder tells it."""
+    """One trial of a Tune experiment, or one run of Ray Train, as its folder tells it."""
 
     experiment: str
     name: str
@@ -57,6 +57,12 @@ class Trial:
     def newest_checkpoint(self) -> checkpoint.Checkpoint | None:
         """Returns the newest whole checkpoint, on the CPU."""
         return checkpoint.newest(self.folder.names("checkpoint_"), self.folder.read)[0]
+
+    def checkpoints(self) -> list[checkpoint.Checkpoint]:
+        """Returns every whole checkpoint, on the CPU, the oldest first."""
+        names = self.folder.names("checkpoint_")
+        found = (checkpoint.newest([name], self.folder.read)[0] for name in names)
+        return sorted((c for c in found if c), key=lambda c: c.epoch)
 
 
 @dataclass(frozen=True)
@@ -100,12 +106,14 @@ def open_folder(results: str) -> Folder:
 
 
 def read_trials(results: str) -> list[Trial]:
-    """Reads every trial of one experiment, sorted by name.
+    """Reads every trial of one experiment, sorted by name; of a run of jobs/gan.py, the one it is.
 
     Raises:
-        NoResults: the folder is not there, or holds no trial of Tune's.
+        NoResults: the folder is not there, or holds neither.
     """
     folder = open_folder(results)
+    if "params.json" in folder.files:
+        return [_run(folder)]
     states = {state["relative_logdir"]: state for state in _states(folder)}
     named = {
         path.split("/")[0] for path in folder.files if re.fullmatch(r"[^/]+/params.json", path)
@@ -159,6 +167,15 @@ def _states(folder: Folder) -> list[dict[str, Any]]:
             states.append(state)
         return states
     return []
+
+
+def _run(folder: Folder) -> Trial:
+    """Returns a run of jobs/gan.py, whose files lie in its folder itself."""
+    name = folder.path.rpartition("/")[2]
+    config, rows = json.loads(folder.read("params.json")), _rows(folder)
+    done = rows[-1]["epoch"] if rows else 0
+    status = "finished" if done == config.get("epochs") else "unfinished"
+    return Trial(name, name, status, config, rows, failures=0, error="", folder=folder)
 
 
 def _trial(folder: Folder, name: str, state: dict[str, Any]) -> Trial:

@@ -68,17 +68,7 @@ def resources(cpus: int, gpus: str) -> dict[str, float]:
             known what may be launched, a number is believed.
     """
     there, coming = nodes(), launchable()
-    if gpus == "auto":
-        share = GPU_SHARE if any(node.get("GPU") for node in there + (coming or [])) else 0.0
-    else:
-        try:
-            share = float(gpus)
-        except ValueError:
-            raise Trouble(f"--gpus-per-trial {gpus}: must be a number or auto") from None
-        if not 0 <= share <= 1 and not (share > 1 and share.is_integer()):
-            raise Trouble(f"--gpus-per-trial {gpus}: must be a part of one GPU, or whole ones")
-    if coming is None and share == 0 and gpus == "auto":
-        print("no GPU is here, and what the cluster may launch is not known: see --gpus-per-trial")
+    share = _gpus(gpus, GPU_SHARE, "--gpus-per-trial", there, coming)
     if coming is not None and not any(_room(node, cpus, share) for node in there + coming):
         raise Trouble(
             f"no node has room for {_shown({'CPU': cpus, 'GPU': share})}: "
@@ -88,9 +78,68 @@ def resources(cpus: int, gpus: str) -> dict[str, float]:
     return {"cpu": cpus, "gpu": share}
 
 
+def worker_group(
+    workers: tuple[int, int] | None, cpus: int | None, gpus: str
+) -> tuple[tuple[int, int], dict[str, float]]:
+    """Returns how many workers train together, at least and at most, and what each reserves.
+
+    Args:
+        workers: at least and at most, or None: one for each GPU, one where there are none.
+        cpus: for each, or None: without GPUs, its share of those that are here; else 1.
+        gpus: for each: a number, or `auto`: 1, 0 where the cluster has and can launch none.
+
+    Raises:
+        Trouble: the cluster has not so much, and is known to launch no more.
+    """
+    there, coming = nodes(), launchable()
+    share = _gpus(gpus, 1, "--gpus-per-worker", there, coming)
+    if workers is None:
+        count = max(1, sum(int(node.get("GPU", 0) // share) for node in there)) if share else 1
+        workers = count, count
+    least, most = workers
+    if cpus is None:
+        most_of_a_node = 1 if share else int(max(node.get("CPU", 0) for node in there))
+        fitting = (n for n in range(most_of_a_node, 1, -1) if _slots(there, n, share) >= most)
+        cpus = next(fitting, 1)
+    room = _slots(there, cpus, share)
+    if room < least and coming == []:
+        raise Trouble(
+            f"{least} workers with {_shown({'CPU': cpus, 'GPU': share})} each: "
+            f"the cluster has room for {room}, and launches no other nodes"
+        )
+    return workers, {"CPU": cpus, "GPU": share}
+
+
 def nodes() -> list[dict[str, float]]:
     """Returns the resources of each living node."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _gpus(
+    asked: str,
+    share: float,
+    flag: str,
+    there: list[dict[str, float]],
+    coming: list[dict[str, float]] | None,
+) -> float:
+    """Returns the GPUs that each worker reserves: as asked, and `share` for auto, if there are."""
+    if asked != "auto":
+        try:
+            number = float(asked)
+        except ValueError:
+            raise Trouble(f"{flag} {asked}: must be a number or auto") from None
+        if not 0 <= number <= 1 and not (number > 1 and number.is_integer()):
+            raise Trouble(f"{flag} {asked}: must be a part of one GPU, or whole ones")
+        return number
+    if any(node.get("GPU") for node in there + (coming or [])):
+        return share
+    if coming is None:
+        print(f"no GPU is here, and what the cluster may launch is not known: see {flag}")
+    return 0.0
+
+
+def _slots(nodes: list[dict[str, float]], cpus: float, gpus: float) -> int:
+    return sum(_room(node, cpus, gpus) for node in nodes)
 
 
 def _room(node: dict[str, float], cpus: float, gpus: float) -> int:
@@ -102,11 +151,18 @@ def _room(node: dict[str, float], cpus: float, gpus: float) -> int:
 
 def plan(resources: dict[str, float], at_most: int | None) -> str:
     """Returns a line that says how many workers will run at a time, and what each reserves."""
-    slots = sum(_room(node, resources["cpu"], resources["gpu"]) for node in nodes())
+    slots = _slots(nodes(), resources["cpu"], resources["gpu"])
     growing = "" if launchable() == [] else ", more as the cluster grows"
     limit = f", at most {at_most}" if at_most else ""
     each = _shown({"CPU": resources["cpu"], "GPU": resources["gpu"]})
     return f"{slots} at a time{growing}{limit}; each with {each}"
+
+
+def group_plan(workers: tuple[int, int], resources: dict[str, float]) -> str:
+    """Returns how many workers train together, and what each reserves, in words."""
+    least, most = workers
+    number = f"{least} to {most}" if least < most else f"{most}"
+    return f"{number} worker{'' if most == 1 else 's'}, each with {_shown(resources)}"
 
 
 def _shown(resources: dict[str, float]) -> str:

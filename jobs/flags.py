@@ -11,6 +11,7 @@ given(parser.parse_args(), Settings)   # {"lengths": (3, 4)}: only what was type
 
 import argparse
 import dataclasses
+import shlex
 import sys
 import types
 import typing
@@ -30,6 +31,18 @@ def setting(default: Any, help: str) -> Any:
     if isinstance(default, range):
         default = tuple(default)
     return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Where and how a job runs. A run that goes on may change all of it but its name."""
+
+    storage: str = setting("~/ray_results", "folder or URI that every node sees")
+    name: str | None = setting(
+        None, "folder of the run in the storage, or none for the preset's name"
+    )
+    fresh: bool = setting(False, "start over in a new folder beside the old one")
+    address: str | None = setting(None, "a Ray cluster, or none for the one here, else a new one")
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -57,6 +70,15 @@ def words(text: str) -> tuple[str, ...]:
     if not all(found):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of names such as lstm,rnn")
     return found
+
+
+def pair(text: str) -> tuple[float, float]:
+    """Reads two numbers, `0.5,0.999`."""
+    try:
+        first, second = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers such as 0.5,0.999") from None
+    return first, second
 
 
 def shown(value: Any) -> str:
@@ -109,6 +131,8 @@ def _reader(kind: Any) -> tuple[Callable[[str], Any], tuple[str, ...] | None, st
         return numbers, None, "N-N,N"
     if kind == tuple[str, ...]:
         return words, None, "NAME,NAME"
+    if kind == tuple[float, float]:
+        return pair, None, "X,X"
     if typing.get_origin(kind) is typing.Literal:
         return str, typing.get_args(kind), None
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
@@ -127,6 +151,14 @@ def given(namespace: argparse.Namespace, settings: type) -> dict[str, Any]:
     """Returns the settings of one dataclass that were typed, and no other."""
     names = {field.name for field in dataclasses.fields(settings)}
     return {name: value for name, value in vars(namespace).items() if name in names}
+
+
+def again(name: str) -> str:
+    """Returns the command that continues the run `name`: the same one, but for --fresh."""
+    arguments = [argument for argument in sys.argv if argument != "--fresh"]
+    if len(arguments) < len(sys.argv):
+        arguments += ["--name", name]
+    return shlex.join(["python", *arguments])
 
 
 def one_line(main: Callable[[], int]) -> typing.NoReturn:

@@ -121,7 +121,8 @@ def newest_checkpoint(
     folder: Folder, device: torch.device | str = "cpu"
 ) -> tuple[checkpoint.Checkpoint | None, list[str]]:
     """Returns a trial's or a run's newest whole checkpoint, and the names of the damaged ones."""
-    names = [name for name in folder.names() if name.startswith("checkpoint_")]
+    found = [name for name in folder.names() if name.startswith("checkpoint_")]
+    names = [name for name in found if not name.endswith(".json")]  # Ray Train's list of them
     return checkpoint.newest(names, folder.read, device)
 
 

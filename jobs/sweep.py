@@ -11,7 +11,6 @@ The same command again continues: finished trials stay, the others go on from th
 import math
 import os
 import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -49,20 +48,12 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class Run:
-    """Where and how a sweep runs. A run that goes on may change all of it but its name."""
-
-    storage: str = setting("~/ray_results", "folder or URI that every node sees")
-    name: str | None = setting(
-        None, "folder of the run in the storage, or none for the preset's name"
-    )
-    fresh: bool = setting(False, "start over in a new folder beside the old one")
+class Run(flags.Run):
     cpus_per_trial: int = setting(1, "CPUs that a trial reserves, and its threads")
     gpus_per_trial: str = setting(
         "auto", "share of a GPU, or auto: a quarter, 0 where there are none"
     )
     max_concurrent: int | None = setting(None, "trials at a time, or none for all that fit")
-    address: str | None = setting(None, "a Ray cluster, or none for the one here, else a new one")
 
 
 # A preset is one grid or several. Flags change them all; those that name a grid (GRID) give one.
@@ -302,14 +293,6 @@ def describe(part: Sweep) -> str:
     return " x ".join(axes)
 
 
-def again(folder: storage.Folder) -> str:
-    """Returns the command that continues this run: the same one, but for --fresh."""
-    arguments = [argument for argument in sys.argv if argument != "--fresh"]
-    if len(arguments) < len(sys.argv):
-        arguments += ["--name", folder.name]
-    return shlex.join(["python", *arguments])
-
-
 def main() -> int:
     parts, run = settings()
     identity = [asdict(part) for part in parts]
@@ -330,7 +313,7 @@ def main() -> int:
         print("".join(f"failed: {failure}\n" for failure in failures), end="")
     print(f"{len(finished)} of {len(configs)} trials done: {folder.uri}")
     if len(finished) < len(configs):
-        print(f"to continue: {again(folder)}")
+        print(f"to continue: {flags.again(folder.name)}")
         return 1 if failures else flags.INTERRUPTED
     print(f"next: python analysis/sweep.py {shlex.quote(folder.uri)}")
     return 0

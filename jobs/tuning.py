@@ -1,9 +1,6 @@
-"""What Ray Tune is given beside the job: its list of trials, a limit on them, a progress line."""
+"""What Ray Tune is given beside the job: its list of trials, a limit on them, its progress."""
 
 import json
-import os
-import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,6 +10,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import BasicVariantGenerator
 
+from jobs.progress import StatusLine, duration
 from jobs.storage import Folder
 
 Config = dict[str, Any]
@@ -71,7 +69,7 @@ def ended_trials(folder: Folder) -> set[str] | None:
 
 
 class Progress(tune.Callback):
-    """A line that says how far a sweep is: on a terminal always the same, else a new one at times.
+    """Says how far a sweep is.
 
     Args:
         configs: all trials, by name.
@@ -91,9 +89,8 @@ class Progress(tune.Callback):
         self.failed: set[str] = set()
         self.told: set[tuple[str, str]] = set()
         self.latest = ""
-        self.line = ""
+        self.line = StatusLine()
         self.began = time.monotonic()
-        self.next_line = 0.0
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any
@@ -109,7 +106,7 @@ class Progress(tune.Callback):
         self.latest = f"{name} epoch {result['epoch']} val {result['val_accuracy']:.1%}"
         if result["damaged"] and (name, result["damaged"]) not in self.told:
             self.told.add((name, result["damaged"]))
-            self._say(
+            self.line.say(
                 f"{name}: damaged and passed over: {result['damaged']}; "
                 f"goes on from epoch {result['restored_epoch']}"
             )
@@ -122,24 +119,14 @@ class Progress(tune.Callback):
     def on_trial_recover(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        self._say(f"{trial}: its process ended; it goes on from its newest checkpoint")
+        self.line.say(f"{trial}: its process ended; it goes on from its newest checkpoint")
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        terminal = sys.stdout.isatty()
-        if time.monotonic() < self.next_line:
-            return
-        self.next_line = time.monotonic() + (1 if terminal else 20)
         running = sum(trial.status == Trial.RUNNING for trial in trials)
-        line = self._status(running)
-        if line != self.line:
-            self.line = line
-            width = shutil.get_terminal_size().columns - 1
-            sys.stdout.write(f"\r\033[K{line[:width]}" if terminal else line + os.linesep)
-            sys.stdout.flush()
+        self.line.show(lambda: self._status(running))
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        if sys.stdout.isatty():
-            sys.stdout.write("\r\033[K")
+        self.line.clear()
 
     def _status(self, running: int) -> str:
         if not running and not self.latest:
@@ -168,16 +155,3 @@ class Progress(tune.Callback):
             )
             / running
         )
-
-    def _say(self, text: str) -> None:
-        print(f"\r\033[K{text}" if sys.stdout.isatty() else text, flush=True)
-
-
-def duration(seconds: float) -> str:
-    """Returns a length of time in the two largest units that it has: `2 h 05 min`."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 1:
-        return f"{rest} s"
-    if minutes < 60:
-        return f"{minutes} min {rest:02} s" if minutes < 10 else f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60:02} min"

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,11 @@ FAKE_AUTOSCALING = {
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     "RAY_enable_autoscaler_v2": "0",  # it needs files of the fake provider that wheels lack
 }
+
+
+RAY = str(Path(sys.executable).parent / "ray")
+# The ports that are the same by default may be taken, by another cluster or node on this machine.
+ANY_PORT = ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,28 @@ class Cluster:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
+    @contextmanager
+    def node(self) -> Iterator[Callable[[], None]]:
+        """Adds a node with one CPU, and yields what kills it with all that runs on it."""
+        command = [RAY, "start", "--address", self.address, "--num-cpus=1", "--num-gpus=0"]
+        command += ["--object-store-memory=100000000", "--disable-usage-stats", *ANY_PORT]
+        with tempfile.TemporaryFile("w+") as output:
+            start = subprocess.Popen(
+                command,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                code = start.wait(timeout=60)
+                output.seek(0)
+                assert code == 0, output.read()
+                yield lambda: _end_session(start)
+            finally:
+                _end_session(start)
+
 
 @contextmanager
 def started(*flags: str, launches: dict[str, int] | None = None) -> Iterator[Cluster]:
@@ -66,12 +93,10 @@ def started(*flags: str, launches: dict[str, int] | None = None) -> Iterator[Clu
         # and a driver that is given an address would not.
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
         environment = os.environ | token
-        command = [str(Path(sys.executable).parent / "ray"), "start", "--head"]
+        command = [RAY, "start", "--head"]
         command += ["--port", address.partition(":")[2], "--num-cpus=1", "--num-gpus=0"]
         command += ["--temp-dir", folder, "--object-store-memory=100000000"]
-        command += ["--include-dashboard=false", "--disable-usage-stats"]
-        # Ports that another cluster on this machine may have.
-        command += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
+        command += ["--include-dashboard=false", "--disable-usage-stats", *ANY_PORT]
         head_environment = environment
         if launches is not None:
             configuration = place / "autoscaling.yaml"

@@ -1,11 +1,15 @@
 """What several test files look at: a small sweep by Ray, and an experiment that is none of ours."""
 
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from experiments import row, write_trial
 from scripts import run
+
+from jobs.flags import one_line
 
 GRID = ["--cells", "lstm,rnn", "--lengths", "3,5", "--seeds", "0,1"]
 GRID += ["--epochs", 2, "--samples", 2000]
@@ -42,3 +46,19 @@ def foreign(tmp_path) -> Path:
         (trial / "checkpoint_000000").mkdir()
         (trial / "checkpoint_000000" / "model.bin").write_bytes(b"\0\1")
     return folder
+
+
+@pytest.fixture
+def complaint(monkeypatch, capsys) -> Callable[..., str]:
+    """Runs a job in this process; returns the one line with which it refuses its arguments."""
+
+    def refused_with(main: Callable[[], int], *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["job.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as refused:
+            one_line(main)
+        output = capsys.readouterr()
+        assert (refused.value.code, output.out) == (2, "")
+        (line,) = output.err.splitlines()
+        return line
+
+    return refused_with

@@ -4,7 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def run(script: str, *arguments: object, **options: object) -> subprocess.Comple
 
 
 @contextmanager
-def started(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+def started(script: str, *arguments: object, **options: object) -> Iterator[subprocess.Popen[str]]:
     """Runs a script in the background; whatever happens, it and its children end with the block.
 
     A driver that started Ray takes Ray along when it is killed.
@@ -35,6 +36,7 @@ def started(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        **options,
     )
     try:
         yield process
@@ -42,3 +44,15 @@ def started(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None) -> object:
+    """Returns what `condition` does as soon as that is true; fails after two minutes."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        assert process is None or process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    raise AssertionError("this did not come about in two minutes")

@@ -1,9 +1,9 @@
 import gzip
 import shutil
-import struct
 
 import pytest
 import torch
+from sets import write
 
 from models import digits
 
@@ -29,11 +29,6 @@ def test_pixels_are_scaled_to_the_range_of_tanh():
     assert scaled.shape == (2, 784)
     assert scaled.dtype == torch.float32
     assert scaled.unique().tolist() == [-1.0, 1.0]
-
-
-def write(folder, name, values, *shape):
-    content = struct.pack(f">4B{len(shape)}I", 0, 0, 8, len(shape), *shape) + bytes(values)
-    (folder / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
 
 
 @pytest.fixture

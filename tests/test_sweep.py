@@ -6,20 +6,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import scripts
 import torch
-from scripts import run, started
+from scripts import run, started, wait_for
 
 from analysis.results import read_trials
 from jobs import storage, sweep
 from jobs.cluster import WORKER_ENVIRONMENT
-from jobs.flags import one_line
 from models import checkpoint
 
 EPOCHS = 6
@@ -34,18 +31,6 @@ def measurements(folder: Path) -> dict[str, list[tuple]]:
         trial.name: [tuple(row[name] for name in MEASURED) for row in trial.rows]
         for trial in read_trials(str(folder))
     }
-
-
-def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None) -> object:
-    """Returns what `condition` does as soon as that is true; fails after two minutes."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        assert process is None or process.poll() is None, process.stdout.read()
-        time.sleep(0.05)
-    raise AssertionError("this did not come about in two minutes")
 
 
 def history(trial: Path) -> list[dict]:
@@ -251,17 +236,6 @@ def test_ctrl_c_ends_soon_and_says_how_to_go_on(tmp_path):
     assert "Traceback" not in output
 
 
-def complaint(monkeypatch, capsys, *arguments: object) -> str:
-    """Runs the sweep in this process; returns the one line it refuses these arguments with."""
-    monkeypatch.setattr(sys, "argv", ["sweep.py", *map(str, arguments)])
-    with pytest.raises(SystemExit) as refused:
-        one_line(sweep.main)
-    output = capsys.readouterr()
-    assert (refused.value.code, output.out) == (2, "")
-    (line,) = output.err.splitlines()
-    return line
-
-
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -290,11 +264,9 @@ def complaint(monkeypatch, capsys, *arguments: object) -> str:
         ("--seed 3", "unrecognized"),
     ],
 )
-def test_bad_flags_are_told_in_one_line_and_nothing_is_written(
-    monkeypatch, capsys, tmp_path, flags, said
-):
+def test_bad_flags_are_told_in_one_line_and_nothing_is_written(complaint, tmp_path, flags, said):
     place = tmp_path / "results"
-    assert said in complaint(monkeypatch, capsys, "--storage", place, *flags.split())
+    assert said in complaint(sweep.main, "--storage", place, *flags.split())
     assert not place.exists()
 
 
@@ -348,22 +320,22 @@ def made(place: Path, name: str = "sweep") -> storage.Folder:
     return folder
 
 
-def test_other_settings_under_the_same_name_are_refused_and_named(monkeypatch, capsys, tmp_path):
+def test_other_settings_under_the_same_name_are_refused_and_named(complaint, tmp_path):
     made(tmp_path)
     flags = ["--preset", "quick", "--storage", tmp_path, "--name", "sweep"]
-    line = complaint(monkeypatch, capsys, *flags, "--epochs", 9, "--seeds", "0-3,7")
+    line = complaint(sweep.main, *flags, "--epochs", 9, "--seeds", "0-3,7")
     assert "seeds 0-1 there, 0-3,7 here" in line
     assert "epochs 10 there, 9 here" in line
     assert "samples" not in line
-    line = complaint(monkeypatch, capsys, "--storage", tmp_path, "--name", "sweep")
+    line = complaint(sweep.main, "--storage", tmp_path, "--name", "sweep")
     assert "1 grids there, 2 here" in line
 
 
-def test_damaged_settings_are_told(monkeypatch, capsys, tmp_path):
+def test_damaged_settings_are_told(complaint, tmp_path):
     folder = made(tmp_path)
     folder.write(storage.SETTINGS, b"[{")
     flags = ["--preset", "quick", "--storage", tmp_path, "--name", "sweep"]
-    assert "settings.json is damaged" in complaint(monkeypatch, capsys, *flags)
+    assert "settings.json is damaged" in complaint(sweep.main, *flags)
 
 
 def test_the_order_in_which_a_list_is_typed_is_no_other_setting(monkeypatch, capsys):

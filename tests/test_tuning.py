@@ -9,7 +9,8 @@ import ray
 from ray import tune
 
 from jobs import cluster
-from jobs.tuning import Limit, Progress, TrialList, duration, param_space
+from jobs.progress import duration
+from jobs.tuning import Limit, Progress, TrialList, param_space
 
 CONFIGS = [{"number": n, "letter": letter} for n in (3, 1, 2) for letter in "ba"]
 

@@ -1,0 +1,366 @@
+"""Draws what a GAN's training made: the report's Figures 4-7, its losses, its quality, its growing.
+
+  python analysis/gan.py ~/ray_results/gan-report --out figures
+  python analysis/gan.py ~/ray_results/gan-report --from 3 --to 8
+  python analysis/gan.py s3://BUCKET/gan/gan-report --out figures
+
+Each figure is a PNG with the numbers behind it beside it as a CSV; training.gif shows the same
+latent vectors over the epochs. A training that is still running may be drawn.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from matplotlib.animation import PillowWriter
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from analysis.figures import COLORS, save
+from analysis.results import NoResults, Trial, read_trials
+from models import classifier, digits, gan, quality
+from models.checkpoint import Checkpoint
+
+GRID = 8  # rows and columns of a grid of images
+SAMPLES = 10_000  # that the quality is measured of, as many as there are test images
+NEAREST = 2_000  # images of which the nearest training image is looked for
+STEPS = 7  # images between the two ends of an interpolation
+SURE = 0.99  # what the classifier gives to the digit at an end of an interpolation, or more
+PAIRS = ((0, 6), (3, 8), (4, 9), (7, 1), (5, 2))
+GREY = {"cmap": "gray", "vmin": -1, "vmax": 1}  # one scale for all images
+
+
+def read_run(results: str) -> tuple[Trial, list[Checkpoint]]:
+    """Reads a run of jobs/gan.py and its checkpoints, the oldest first.
+
+    Raises:
+        NoResults: there is none, or no checkpoint that fits it.
+    """
+    run, *others = read_trials(results)
+    if others or "latent_dim" not in run.config:
+        raise NoResults(f"{results}: not a run of jobs/gan.py")
+    checkpoints = run.checkpoints()
+    if not checkpoints:
+        raise NoResults(f"{results}: no whole checkpoint is here yet")
+    for checkpoint in checkpoints:
+        try:
+            generator_of(checkpoint, run.config["latent_dim"])
+        except (RuntimeError, KeyError, TypeError):
+            raise NoResults(
+                f"{results}/{checkpoint.name}: not a GAN with latent vectors of "
+                f"{run.config['latent_dim']}"
+            ) from None
+    return run, checkpoints
+
+
+def generator_of(checkpoint: Checkpoint, latent_dim: int) -> gan.Generator:
+    generator = gan.Generator(latent_dim)
+    generator.load_state_dict(checkpoint.state["generator"])
+    return generator.eval()
+
+
+def show(axes: plt.Axes, image: Tensor) -> None:
+    """Draws an image (784,), and no axes."""
+    axes.imshow(image.view(digits.SIDE, digits.SIDE), **GREY)
+    axes.set_axis_off()
+
+
+def tiled(images: Tensor, columns: int = GRID) -> Tensor:
+    """Returns images (n, 784) as one, n / columns rows of them, a pixel of black between."""
+    square = images.view(-1, columns, digits.SIDE, digits.SIDE)
+    apart = torch.nn.functional.pad(square, (1, 1, 1, 1), value=-1.0)
+    return apart.transpose(1, 2).flatten(2).flatten(0, 1)  # (rows * 30, columns * 30)
+
+
+def grid_figure(images: Tensor, title: str) -> Figure:
+    figure, axes = plt.subplots(figsize=(5, 5.3))
+    axes.imshow(tiled(images), **GREY)
+    axes.set_axis_off()
+    axes.set_title(title, size=10)
+    return figure
+
+
+def seen_table(images: Tensor, eye: classifier.Classifier) -> pd.DataFrame:
+    """Returns what the classifier sees in each image: the digit, and how sure it is."""
+    confidence, digit = quality.look(images, eye).logits.softmax(1).max(1)
+    return pd.DataFrame({"image": range(len(images)), "digit": digit, "confidence": confidence})
+
+
+def draw_grids(
+    run: Trial, checkpoints: list[Checkpoint], eye: classifier.Classifier, out: Path
+) -> list[Path]:
+    """Draws Figures 4, 5 and 6: the same latent vectors before, halfway through and at the end."""
+    z = grid_latents(run)
+    half = checkpoints[-1].epoch / 2
+    middle = min(checkpoints, key=lambda c: abs(c.epoch - half))
+    moments = (
+        ("figure4", checkpoints[0], "before training"),
+        ("figure5", middle, "during training"),
+        ("figure6", checkpoints[-1], "after training"),
+    )
+    pictures = []
+    for name, checkpoint, when in moments:
+        images = gan.draw(generator_of(checkpoint, run.config["latent_dim"]), z)
+        title = f"Figure {name[-1]}: G {when}, epoch {checkpoint.epoch}"
+        pictures.append(save(grid_figure(images, title), seen_table(images, eye), out, name))
+    return pictures
+
+
+def grid_latents(run: Trial) -> Tensor:
+    config = run.config
+    return gan.latents(config["seed"], "grid", count=GRID**2, latent_dim=config["latent_dim"])
+
+
+def draw_training(run: Trial, checkpoints: list[Checkpoint], out: Path) -> Path:
+    """Writes training.gif: the grid's latent vectors, a picture for each checkpoint."""
+    figure = grid_figure(torch.full((GRID**2, digits.PIXELS), -1.0), "epoch 0")
+    (axes,) = figure.axes
+    writer = PillowWriter(fps=4)
+    path = out / "training.gif"
+    with writer.saving(figure, path, dpi=80):
+        for checkpoint in checkpoints:
+            images = gan.draw(generator_of(checkpoint, run.config["latent_dim"]), grid_latents(run))
+            axes.images[0].set_data(tiled(images))
+            axes.set_title(f"epoch {checkpoint.epoch}", size=10)
+            still = 6 if checkpoint is checkpoints[-1] else 1
+            for _ in range(still):
+                writer.grab_frame()
+    plt.close(figure)
+    return path
+
+
+def draw_losses(rows: pd.DataFrame, out: Path) -> Path:
+    """Draws both losses, and D's opinion of real images and of generated ones, over the epochs."""
+    figure, (losses, opinions) = plt.subplots(1, 2, figsize=(9, 3.4))
+    for axes, column, name, color in (
+        (losses, "loss_d", "$L_D$", COLORS[0]),
+        (losses, "loss_g", "$L_G$", COLORS[1]),
+        (opinions, "d_real", "D(x), real images", COLORS[0]),
+        (opinions, "d_fake", "D(G(z)), generated images", COLORS[1]),
+    ):
+        axes.plot(rows["epoch"], rows[column], label=name, color=color, lw=1.4)
+    losses.set(title="losses", xlabel="epoch", ylabel="mean over the epoch (nats)")
+    opinions.set(title="what D takes for real", xlabel="epoch", ylabel="mean probability")
+    opinions.set_ylim(0, 1)
+    for axes in (losses, opinions):
+        axes.legend()
+    numbers = rows[["epoch", "loss_d", "loss_g", "d_real", "d_fake"]]
+    return save(figure, numbers, out, "losses")
+
+
+def draw_quality(rows: pd.DataFrame, floor: pd.Series, out: Path) -> Path:
+    """Draws the measures of quality over the epochs, beside what real images reach."""
+    figure, (distance, shares) = plt.subplots(1, 2, figsize=(9, 3.4))
+    distance.semilogy(rows["epoch"], rows["frechet_distance"], "o-", ms=3, color=COLORS[0])
+    distance.axhline(floor["frechet_distance"], color="black", lw=1, ls=":")
+    distance.text(0.01, floor["frechet_distance"] * 1.1, "training images",
+                  transform=distance.get_yaxis_transform())  # fmt: skip
+    distance.set(title="Fréchet distance to the test images", xlabel="epoch")
+    for name, color in zip(("precision", "recall", "density", "coverage"), COLORS, strict=False):
+        shares.plot(rows["epoch"], rows[name], "o-", ms=3, label=name, color=color)
+        shares.axhline(floor[name], color=color, lw=1, ls=":")
+    shares.set(title="dotted: training images", xlabel="epoch", ylabel="share")
+    shares.set_ylim(0)
+    shares.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=4)
+    columns = ["epoch", "frechet_distance", "precision", "recall", "density", "coverage"]
+    return save(figure, rows[columns], out, "quality_over_epochs")
+
+
+def quality_table(
+    samples: Tensor, data: digits.Digits, eye: classifier.Classifier
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Measures generated images, (10000, 784), and two anchors: real images and noise.
+
+    Returns:
+        Each measure for each kind of image; how many of each digit the classifier sees in them;
+        and each kind's distances to the nearest training images, in pixel values from -1 to 1.
+    """
+    test, training = digits.scaled(data.test.images), digits.scaled(data.train.images)
+    reference = quality.Reference.of(test, eye)
+    some = torch.randperm(len(training), generator=gan.random_generator("floor"))[: len(samples)]
+    noise = torch.rand(samples.shape, generator=gan.random_generator("ceiling")) * 2 - 1
+    measures, counts = {}, {}
+    kinds = {"generated": samples, "training images": training[some], "uniform noise": noise}
+    for name, images in kinds.items():
+        seen = quality.look(images, eye)
+        measures[name] = quality.measure(seen, reference)
+        counts[name] = quality.digit_counts(seen.logits)
+    nearest = {
+        name: quality.nearest_distances(images[:NEAREST], training)
+        for name, images in {"generated": samples, "test images": test}.items()
+    }
+    return pd.DataFrame(measures), pd.DataFrame(counts), pd.DataFrame(nearest)
+
+
+def draw_digits(counts: pd.DataFrame, measures: pd.DataFrame, out: Path) -> Path:
+    """Draws how often the classifier sees each digit in the samples."""
+    figure, axes = plt.subplots(figsize=(6, 3.4))
+    percent = 100 * counts / counts.sum()
+    axes.bar(percent.index, percent["generated"], color=COLORS[0], label="generated")
+    axes.plot(percent.index, percent["training images"], "k_", ms=22, label="training images")
+    kl = measures.loc["kl_to_uniform", "generated"]
+    axes.set(title=f"digits seen in the samples: KL to uniform {kl:.3f} nats", ylabel="share (%)")
+    axes.set_xticks(range(10))
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
+    numbers = counts.rename_axis("digit").reset_index()
+    return save(figure, numbers, out, "digits")
+
+
+def draw_nearest(nearest: pd.DataFrame, out: Path) -> Path:
+    """Draws how far the nearest training image is: to copies nearer than to test images."""
+    figure, axes = plt.subplots(figsize=(6, 3.4))
+    for (name, distances), color in zip(nearest.items(), COLORS, strict=False):
+        label = f"{name}, median {distances.median():.2f}"
+        axes.hist(distances, bins=50, range=(0, nearest.max().max()), alpha=0.6,
+                  color=color, label=label)  # fmt: skip
+    axes.set(title="is it copying?", ylabel="images",
+             xlabel="distance to the nearest training image (pixels from -1 to 1)")  # fmt: skip
+    axes.legend()
+    return save(figure, nearest, out, "nearest")
+
+
+def slerp(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
+    """Returns points on the arc between two vectors (d,), at shares t (n,) of its angle: (n, d).
+
+    Spherical interpolation (Shoemake 1985; for latent vectors, White 2016): from N(0, 1) vectors
+    come with lengths near sqrt(d), which points of the straight line between them fall short of.
+    """
+    angle = torch.acos(torch.cosine_similarity(start, end, dim=0).clamp(-1, 1))
+    t = t[:, None]
+    return (torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end) / torch.sin(angle)
+
+
+def lerp(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
+    """Returns points on the straight line between two vectors (d,), at shares t (n,): (n, d)."""
+    return torch.lerp(start, end, t[:, None])
+
+
+PATHS = {"linear": lerp, "spherical": slerp}
+
+
+def find_latents(
+    run: Trial, generator: gan.Generator, eye: classifier.Classifier
+) -> dict[int, Tensor]:
+    """Returns for each digit a latent vector of which the classifier is sure: the first found.
+
+    A digit of which it never is has its best one; one that is never seen, none.
+    """
+    config = run.config
+    z = gan.latents(config["seed"], "ends", count=SAMPLES, latent_dim=config["latent_dim"])
+    seen = seen_table(gan.draw(generator, z), eye)
+    found = {}
+    for digit, rows in seen.groupby("digit"):
+        sure = rows["confidence"].clip(upper=SURE)
+        found[digit] = z[int(rows.loc[sure.idxmax(), "image"])]  # the first of the surest
+    return found
+
+
+def smoothness(features: Tensor) -> float:
+    """Returns the largest step of a path of features (n, d) over its mean step: 1 is even."""
+    steps = features.diff(dim=0).norm(dim=1)
+    return (steps.max() / steps.mean()).item()
+
+
+def draw_interpolation(
+    run: Trial,
+    generator: gan.Generator,
+    eye: classifier.Classifier,
+    pairs: list[tuple[int, int]],
+    out: Path,
+) -> Path:
+    """Draws Figure 7: for each pair of digits a path from one to the other, straight and on an arc.
+
+    Raises:
+        NoResults: the generator never draws one of the digits.
+    """
+    ends = find_latents(run, generator, eye)
+    for digit in sorted({digit for pair in pairs for digit in pair} - ends.keys()):
+        raise NoResults(f"of {SAMPLES} samples, the classifier sees a {digit} in none")
+    t = torch.linspace(0, 1, STEPS + 2)
+    rows = [(*pair, path) for pair in pairs for path in PATHS]
+    figure, grid = plt.subplots(len(rows), len(t), figsize=(9, 1.28 * len(rows)), squeeze=False)
+    tables = []
+    for (start, end, path), line in zip(rows, grid, strict=True):
+        images = gan.draw(generator, PATHS[path](ends[start], ends[end], t))
+        uneven = smoothness(quality.look(images, eye).features)
+        seen = seen_table(images, eye)
+        for axes, image, digit, sure in zip(
+            line, images, seen["digit"], seen["confidence"], strict=True
+        ):
+            show(axes, image)
+            axes.text(0.5, -0.04, f"{digit}  {sure:.0%}", ha="center", va="top", size=8,
+                      transform=axes.transAxes)  # fmt: skip
+        line[0].text(-0.12, 0.5, f"{start} to {end}\n{path}\nunevenness\n{uneven:.1f}", ha="right",
+                     va="center", size=8, transform=line[0].transAxes)  # fmt: skip
+        labels = {"from": start, "to": end, "path": path, "t": t, "largest/mean step": uneven}
+        tables.append(pd.DataFrame(labels).join(seen[["digit", "confidence"]]))
+    figure.suptitle("Figure 7: interpolation, and what a classifier sees", size=10)
+    return save(figure, pd.concat(tables), out, "figure7")
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", metavar="RESULTS", help="a run of jobs/gan.py: folder or URI")
+    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder (figures)")
+    for end in ("from", "to"):
+        parser.add_argument(
+            f"--{end}", type=int, choices=range(10), dest=end, metavar="DIGIT",
+            help=f"interpolate {end} this digit (several pairs)",
+        )  # fmt: skip
+    return parser
+
+
+def pairs_of(start: int | None, end: int | None) -> list[tuple[int, int]]:
+    """Returns the pairs of digits to interpolate between, of what --from and --to say."""
+    if start is None and end is None:
+        return list(PAIRS)
+    if start is None or end is None:
+        raise NoResults("--from and --to go together")
+    if start == end:
+        raise NoResults(f"--from {start} --to {end}: interpolate between two different digits")
+    return [(start, end)]
+
+
+def main() -> int:
+    arguments = parser().parse_args()
+    try:
+        pairs = pairs_of(vars(arguments)["from"], arguments.to)
+        run, checkpoints = read_run(arguments.results)
+        data = digits.load(run.config["data"])
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except (NoResults, digits.DataError, OSError) as error:
+        print(f"analysis/gan.py: {error}", file=sys.stderr)
+        return 2
+    out, eye = arguments.out, classifier.load()
+    config, last = run.config, checkpoints[-1]
+    generator = generator_of(last, config["latent_dim"])
+    z = gan.latents(config["seed"], "quality", count=SAMPLES, latent_dim=config["latent_dim"])
+    measures, counts, nearest = quality_table(gan.draw(generator, z), data, eye)
+    measures.rename_axis("measure").reset_index().to_csv(out / "quality.csv", index=False)
+
+    pictures = draw_grids(run, checkpoints, eye, out)
+    pictures += [draw_digits(counts, measures, out), draw_nearest(nearest, out)]
+    rows = pd.DataFrame(run.rows)
+    if len(rows):
+        pictures.append(draw_losses(rows, out))
+    if "frechet_distance" in rows:
+        measured = rows.dropna(subset="frechet_distance")
+        pictures.append(draw_quality(measured, measures["training images"], out))
+    pictures.append(draw_training(run, checkpoints, out))
+    print(f"epoch {last.epoch} of {config['epochs']}, {SAMPLES} samples:")
+    print(measures.to_string(float_format="{:.4g}".format))
+    try:
+        pictures.append(draw_interpolation(run, generator, eye, pairs, out))
+    except NoResults as error:  # the other figures are drawn all the same
+        print(f"no Figure 7: {error}")
+    print("\n".join(map(str, [*pictures, out / "quality.csv"])))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

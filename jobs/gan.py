@@ -1,0 +1,406 @@
+"""Trains the GAN of the report, section 2, on images of digits: one Ray Train run, any workers.
+
+  python jobs/gan.py                                the report's 200 epochs, for Figures 4-7
+  python jobs/gan.py --preset quick                 a few epochs, minutes on 2 cores
+  python jobs/gan.py --workers 2-8 --batch-size 512 --data ~/fashion --name fashion
+
+On a cluster: ray submit cluster.yaml jobs/gan.py -- --workers 4 --storage s3://BUCKET/gan
+The same command again continues, from the last epoch that was done.
+"""
+
+import json
+import math
+import os
+import queue
+import shlex
+import tempfile
+import threading
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import ray
+import torch
+from ray import train
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from torch import distributed as dist
+
+from jobs import cluster, flags, storage
+from jobs.flags import Trouble, setting
+from jobs.progress import StatusLine, duration
+from models import checkpoint, classifier, digits, gan, quality
+
+LIST = "checkpoint_manager_snapshot.json"  # what Ray Train knows of the checkpoints
+SAMPLES = 10_000  # that the quality is measured of, as many as there are test images
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained, and how. It is what a run is: other values need another name."""
+
+    epochs: int = setting(200, "times that the training images are seen")
+    batch_size: int = setting(64, "images of one training step, of all workers together")
+    latent_dim: int = setting(100, "size of the latent vectors")
+    lr: float = setting(0.0002, "Adam's learning rate, for both networks")
+    betas: tuple[float, float] = setting((0.5, 0.999), "Adam's betas, for both networks")
+    seed: int = setting(0, "of the start, the order and the latent vectors")
+    data: str | None = setting(
+        None, "folder of a set in MNIST's format, on every node, or none for MNIST itself"
+    )
+    keep_every: int = setting(10, "epochs between the checkpoints that are kept for good")
+    quality_every: int = setting(10, "epochs between measurements of quality")
+
+
+@dataclass(frozen=True)
+class Run(flags.Run):
+    workers: str = setting(
+        "auto", "a number, a range for as many as there are (2-8), or auto: one per GPU, else one"
+    )
+    cpus_per_worker: int | None = setting(
+        None, "CPUs that each reserves, and its threads, or none for its share of those here"
+    )
+    gpus_per_worker: str = setting("auto", "GPUs that each reserves, or auto: 1 where there are")
+
+
+PRESETS = {
+    "report": Training(),
+    "quick": Training(epochs=4, keep_every=1, quality_every=2),
+}
+
+
+def check(training: Training) -> digits.Digits:
+    """Returns the images; raises Trouble for settings that cannot be run."""
+    for name in ("epochs", "batch_size", "latent_dim", "lr", "keep_every", "quality_every"):
+        value = getattr(training, name)
+        if not 0 < value < math.inf:
+            raise Trouble(f"--{name.replace('_', '-')} {value}: must be more than 0, and finite")
+    if training.batch_size < 2:
+        raise Trouble("--batch-size 1: batch norm needs 2 images or more")
+    if not all(0 <= beta < 1 for beta in training.betas):
+        raise Trouble(f"--betas {flags.shown(training.betas)}: each is from 0 to less than 1")
+    try:
+        data = digits.load(training.data)
+    except digits.DataError as error:
+        raise Trouble(f"--data: {error}") from None
+    if len(data.train) < training.batch_size:
+        raise Trouble(
+            f"--batch-size {training.batch_size}: the set has {len(data.train)} images to train on"
+        )
+    return data
+
+
+def worker_range(text: str) -> tuple[int, int] | None:
+    """Reads --workers: at least and at most how many, None for auto."""
+    if text == "auto":
+        return None
+    least, dash, most = text.partition("-")
+    try:
+        found = int(least), int(most if dash else least)
+    except ValueError:
+        found = 0, 0
+    if not 1 <= found[0] <= found[1]:
+        raise Trouble(f"--workers {text}: must be a number, a range such as 2-8, or auto")
+    return found
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Trains with the other workers and reports each epoch; Ray Train runs this on each of them.
+
+    They go on from the newest whole checkpoint in the run's folder. All draws come from the seed
+    and the epoch, so a training that was killed ends with the numbers of one which was not, and N
+    workers end with those of one.
+    """
+    training: Training = config["training"]
+    folder = storage.open_folder(config["folder"])
+    first = train.get_context().get_world_rank() == 0
+    torch.set_num_threads(config["threads"])
+    device = get_device()
+    data = digits.load(training.data)
+    images = data.train.images.to(device)
+    eye = classifier.load(device)
+    trained = gan.GAN(
+        training.latent_dim, training.seed, training.lr, training.betas, device=device
+    )
+
+    last, damaged = storage.newest_checkpoint(folder, device)
+    history = last.history if last else []
+    if last:
+        trained.load_state_dict(last.state)
+    else:
+        report(training, trained, {"epoch": 0}, history, first)
+
+    restored_epoch = len(history)
+    real = None
+    for epoch in range(restored_epoch + 1, training.epochs + 1):
+        began = time.perf_counter()
+        means = gan.train_epoch(trained, images, training.seed, epoch, training.batch_size)
+        loss_d, loss_g, d_real, d_fake = means.tolist()
+        seconds = time.perf_counter() - began
+        row = {
+            "epoch": epoch,
+            "training_iteration": epoch,
+            "loss_d": loss_d,
+            "loss_g": loss_g,
+            "d_real": d_real,
+            "d_fake": d_fake,
+            "train_seconds": seconds,
+            "images_per_second": len(images) // training.batch_size * training.batch_size / seconds,
+        }
+        if epoch % training.quality_every == 0 or epoch == training.epochs:
+            seen = look_together(trained.generator, eye, training)
+            if first:
+                real = real or quality.Reference.of(digits.scaled(data.test.images).to(device), eye)
+                row |= quality.measure(seen, real)
+        row |= {
+            "epoch_seconds": time.perf_counter() - began,
+            "restored_epoch": restored_epoch,
+            "ended_at": time.time(),  # seconds since 1970
+            "workers": gan.workers(),
+            "device": str(device),
+            "threads": torch.get_num_threads(),
+            "pid": os.getpid(),
+            "node_ip": ray.util.get_node_ip_address(),
+            "damaged": " ".join(damaged),
+        }
+        history.append(row)
+        if first:  # whole at each epoch: after a restart no epoch is in it twice
+            folder.write("result.json", "".join(json.dumps(r) + "\n" for r in history).encode())
+        report(training, trained, row, history, first)
+
+
+def look_together(
+    generator: gan.Generator, eye: classifier.Classifier, training: Training
+) -> quality.Seen:
+    """Returns what the eye sees in the samples: each worker draws a share and looks at it."""
+    z = gan.latents(training.seed, "quality", count=SAMPLES, latent_dim=training.latent_dim)
+    mine = gan.share(SAMPLES)
+    seen = quality.look(gan.draw(generator, z[mine]), eye)
+    if gan.workers() == 1:
+        return seen
+    whole = quality.Seen(*(part.new_zeros(SAMPLES, part.shape[1]) for part in seen))
+    for together, part in zip(whole, seen, strict=True):
+        together[mine] = part
+        dist.all_reduce(together)
+    return whole
+
+
+def report(
+    training: Training, trained: gan.GAN, row: dict[str, Any], history: list[dict], first: bool
+) -> None:
+    """Reports an epoch, with a checkpoint by the first worker.
+
+    Ray keeps as many checkpoints as are to stay for good, those with the highest `keep`: these, and
+    until there are all of them, the newest ones.
+    """
+    epoch = row["epoch"]
+    stays = epoch % training.keep_every == 0
+    row = row | {"keep": epoch + (training.epochs + 1 if stays else 0)}
+    if not first:
+        train.report(row)
+        return
+    with tempfile.TemporaryDirectory() as local:
+        checkpoint.save(local, trained.state_dict(), history)
+        train.report(row, checkpoint=train.Checkpoint.from_directory(local))
+
+
+def trainer(
+    folder: storage.Folder,
+    training: Training,
+    workers: tuple[int, int],
+    resources: dict[str, float],
+) -> TorchTrainer:
+    least, most = workers
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "training": training,
+            "folder": folder.uri,
+            "threads": int(resources["CPU"]),
+        },
+        torch_config=TorchConfig(backend="nccl" if resources["GPU"] else "gloo"),
+        scaling_config=train.ScalingConfig(
+            num_workers=workers if least < most else most,
+            use_gpu=resources["GPU"] > 0,
+            resources_per_worker={kind: n for kind, n in resources.items() if n},
+        ),
+        run_config=train.RunConfig(
+            name=folder.name,
+            storage_path=folder.parent,
+            checkpoint_config=train.CheckpointConfig(
+                num_to_keep=1 + training.epochs // training.keep_every,
+                checkpoint_score_attribute="keep",
+            ),
+            failure_config=train.FailureConfig(max_failures=3, controller_failure_limit=3),
+            logging_config=train.LoggingConfig(log_level="CRITICAL"),
+        ),
+    )
+
+
+class Progress:
+    """Says how far a training is, from the rows that its first worker writes into its folder."""
+
+    def __init__(self, folder: storage.Folder, epochs: int):
+        self.folder, self.epochs = folder, epochs
+        self.line = StatusLine()
+        self.began = time.time()
+        self.pid = 0  # of the first worker: another one when the workers were started anew
+
+    def show(self) -> None:
+        self.line.show(self._status)
+
+    def _status(self) -> str:
+        rows = self._rows()
+        if not rows:
+            waited = duration(time.time() - self.began)
+            return f"starting, then the first epoch: {waited} (logs: /tmp/ray/session_latest/logs)"
+        row = rows[-1]
+        if row["pid"] != self.pid:
+            if self.pid:
+                self.line.say(
+                    f"the workers were started anew: {row['workers']} of them "
+                    f"go on from epoch {row['restored_epoch']}"
+                )
+            if row["damaged"]:
+                self.line.say(f"damaged and passed over: {row['damaged']}")
+            self.pid = row["pid"]
+        recent = rows[-10:]
+        pace = sum(r["epoch_seconds"] for r in recent) / len(recent)
+        return (
+            f"epoch {row['epoch']}/{self.epochs}, "
+            f"{duration(pace * (self.epochs - row['epoch']))} left | "
+            f"L_D {row['loss_d']:.2f}, L_G {row['loss_g']:.2f}, D(x) {row['d_real']:.2f}, "
+            f"D(G(z)) {row['d_fake']:.2f}, {row['images_per_second']:,.0f} images/s"
+        )
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """Returns the rows that were written since this command began."""
+        if "result.json" not in self.folder.names():
+            return []
+        rows = [json.loads(line) for line in self.folder.read("result.json").splitlines()]
+        return [row for row in rows if row["ended_at"] > self.began]
+
+
+def run_training(trainer: TorchTrainer, progress: Progress) -> str:
+    """Trains to the end, saying how far it is; returns what went wrong for good, or nothing.
+
+    Ray Train waits in a thread, so that the first Ctrl-C ends this process, and Ray with it.
+    """
+    outcome: queue.Queue[str] = queue.Queue()
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+            outcome.put("")
+        except Exception as error:  # a worker's own, or whatever stopped Ray Train itself
+            causes = list(getattr(error, "worker_failures", {}).values()) or [error]
+            outcome.put(str(causes[0]).strip().splitlines()[-1])
+
+    threading.Thread(target=fit, daemon=True).start()
+    while True:
+        progress.show()
+        try:
+            failure = outcome.get(timeout=0.5)
+        except queue.Empty:
+            continue
+        progress.line.clear()
+        return failure
+
+
+def settings() -> tuple[Training, Run, tuple[int, int] | None]:
+    """Returns what the command line asks for: the training, and where and how to run it."""
+    parser = flags.Parser(__doc__)
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="report",
+        help="report: 200 epochs; quick: 4. A flag below goes before it (report)",
+    )
+    parser.add_settings("the experiment", Training)
+    parser.add_settings("the run", Run)
+    typed = parser.parse_args()
+    training = replace(PRESETS[typed.preset], **flags.given(typed, Training))
+    if training.data:
+        training = replace(training, data=os.path.abspath(os.path.expanduser(training.data)))
+    run = replace(Run(name=f"gan-{typed.preset}"), **flags.given(typed, Run))
+    workers = worker_range(run.workers)
+    if run.cpus_per_worker is not None and run.cpus_per_worker < 1:
+        raise Trouble(f"--cpus-per-worker {run.cpus_per_worker}: must be 1 or more")
+    check(training)
+    if workers:
+        check_share(workers[1], training)
+    return training, run, workers
+
+
+def check_share(workers: int, training: Training) -> None:
+    if workers > training.batch_size:
+        raise Trouble(
+            f"--workers {workers}: a batch has {training.batch_size} images, not one for each"
+        )
+
+
+def epochs_done(folder: storage.Folder, training: Training) -> int:
+    """Returns how many epochs the newest whole checkpoint has behind it, 0 without one.
+
+    Raises:
+        Trouble: it is not of such a GAN.
+    """
+    last, _ = storage.newest_checkpoint(folder)
+    if last is None:
+        return 0
+    try:
+        gan.GAN(training.latent_dim, training.seed, training.lr, training.betas).load_state_dict(
+            last.state
+        )
+    except (RuntimeError, KeyError, TypeError):
+        raise Trouble(f"{folder.uri}/{last.name}: not a checkpoint of this GAN") from None
+    return last.epoch
+
+
+def mend_list(folder: storage.Folder) -> None:
+    """Removes Ray Train's list of checkpoints if it is cut off or names one that is gone.
+
+    Ray would not start with such a list. The workers look into the folder itself; what the list
+    named stays.
+    """
+    if LIST not in folder.names():
+        return
+    try:
+        results = json.loads(folder.read(LIST))["checkpoint_results"]
+        gone = {result["checkpoint_dir_name"] for result in results} - set(folder.names())
+    except (ValueError, KeyError, TypeError):
+        gone = True
+    if gone:
+        folder.filesystem.delete_file(f"{folder.path}/{LIST}")
+
+
+def main() -> int:
+    training, run, workers = settings()
+    folder = storage.run_folder(run.storage, run.name, run.fresh)
+    storage.compare(folder, [asdict(training)])
+    done, failure = epochs_done(folder, training), ""
+    if done < training.epochs:
+        cluster.connect(run.address)
+        workers, resources = cluster.worker_group(workers, run.cpus_per_worker, run.gpus_per_worker)
+        check_share(workers[1], training)
+        storage.claim(folder, [asdict(training)])
+        folder.write("params.json", json.dumps(asdict(training), indent=2).encode())
+        mend_list(folder)
+        print(f"{training.epochs} epochs, {done} of them done")
+        print(cluster.group_plan(workers, resources))
+        print(f"results: {folder.uri}", flush=True)
+        failure = run_training(
+            trainer(folder, training, workers, resources), Progress(folder, training.epochs)
+        )
+        done = epochs_done(folder, training)
+    if failure:
+        print(f"failed: {failure}")
+    print(f"{done} of {training.epochs} epochs done: {folder.uri}")
+    if done < training.epochs:
+        print(f"to continue: {flags.again(folder.name)}")
+        return 1 if failure else flags.INTERRUPTED
+    print(f"next: python analysis/gan.py {shlex.quote(folder.uri)}")
+    return 0
+
+
+if __name__ == "__main__":
+    flags.one_line(main)

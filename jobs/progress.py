@@ -1,0 +1,46 @@
+"""What a job says while it runs: a line on how far it is, and lengths of time in words."""
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+
+
+class StatusLine:
+    """A line that says how far a job is: on a terminal always the same, else a new one at times."""
+
+    def __init__(self):
+        self.shown = ""
+        self.next_time = 0.0
+
+    def show(self, status: Callable[[], str]) -> None:
+        """Shows what `status` says, once a second or, where there is no terminal, every twenty."""
+        terminal = sys.stdout.isatty()
+        if time.monotonic() < self.next_time:
+            return
+        self.next_time = time.monotonic() + (1 if terminal else 20)
+        line = status()
+        if line != self.shown:
+            self.shown = line
+            width = shutil.get_terminal_size().columns - 1
+            sys.stdout.write(f"\r\033[K{line[:width]}" if terminal else line + os.linesep)
+            sys.stdout.flush()
+
+    def say(self, text: str) -> None:
+        """Prints what is to stay."""
+        print(f"\r\033[K{text}" if sys.stdout.isatty() else text, flush=True)
+
+    def clear(self) -> None:
+        if sys.stdout.isatty():
+            sys.stdout.write("\r\033[K")
+
+
+def duration(seconds: float) -> str:
+    """Returns a length of time in the two largest units that it has: `2 h 05 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s" if minutes < 10 else f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02} min"

@@ -1,0 +1,173 @@
+"""analysis/gan.py, on a run of two epochs: what it draws, and what it refuses."""
+
+import math
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from matplotlib.image import imread
+from PIL import Image
+from scripts import run
+from sets import part_of_mnist
+
+from analysis import gan as drawing
+from analysis.results import read_trials
+from models import checkpoint, classifier, digits, gan, quality
+
+PICTURES = ("figure4", "figure5", "figure6", "losses", "quality_over_epochs", "digits", "nearest")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """The folder of a run on a small set: three epochs, the second is not kept."""
+    place = tmp_path_factory.mktemp("gan figures")
+    data = part_of_mnist(place / "set", 6400, 300)
+    flags = ["--data", data, "--epochs", 3, "--keep-every", 1, "--quality-every", 2]
+    done = run("jobs/gan.py", *flags, "--storage", place, "--name", "small")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return place / "small"
+
+
+@pytest.fixture(scope="module")
+def seen_digits(trained) -> list[int]:
+    """The digits that the classifier sees in what the small run's generator draws."""
+    trial, checkpoints = drawing.read_run(str(trained))
+    generator = drawing.generator_of(checkpoints[-1], trial.config["latent_dim"])
+    return sorted(drawing.find_latents(trial, generator, classifier.load()))
+
+
+@pytest.fixture(scope="module")
+def drawn(trained, seen_digits) -> tuple[Path, str]:
+    out = trained.parent / "figures"
+    pair = ["--from", seen_digits[0], "--to", seen_digits[-1]]
+    done = run("analysis/gan.py", trained, "--out", out, *pair)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out, done.stdout
+
+
+def test_every_figure_is_drawn_with_its_numbers_and_named(drawn):
+    out, said = drawn
+    for name in (*PICTURES, "figure7"):
+        assert imread(out / f"{name}.png").shape[1] > 400
+        assert len(pd.read_csv(out / f"{name}.csv")) > 0
+        assert f"{out / name}.png" in said
+    assert "epoch 3 of 3, 10000 samples" in said
+
+
+def test_the_animation_has_a_picture_for_each_checkpoint(drawn):
+    out, _ = drawn
+    with Image.open(out / "training.gif") as film:
+        # The still ones at the end may be stored as one, shown longer.
+        assert film.n_frames >= 4
+        film.seek(3)
+
+
+def test_the_table_of_quality_is_measured_and_has_its_anchors(drawn, trained):
+    """The generated column is what the job wrote of the same epoch: two ways to one number."""
+    out, _ = drawn
+    table = pd.read_csv(out / "quality.csv", index_col="measure")
+    assert list(table) == ["generated", "training images", "uniform noise"]
+    (trial,) = read_trials(str(trained))
+    for name, value in table["generated"].items():
+        assert trial.rows[-1][name] == pytest.approx(value, rel=1e-3, abs=1e-3), name
+    distances = table.loc["frechet_distance"]
+    assert distances["training images"] < distances["generated"] < distances["uniform noise"]
+    assert table.loc["precision", "training images"] > 0.5
+    counts = pd.read_csv(out / "digits.csv", index_col="digit")
+    assert counts.sum().tolist() == [10_000, 6400, 10_000]
+
+
+def test_the_same_latent_vectors_are_drawn_at_the_kept_epochs(trained):
+    trial, checkpoints = drawing.read_run(str(trained))
+    assert [c.epoch for c in checkpoints] == [0, 1, 2, 3]
+    z = drawing.grid_latents(trial)
+    assert torch.equal(z, drawing.grid_latents(trial))
+    start = gan.GAN(100, 0, 0.0002, (0.5, 0.999)).generator
+    first = drawing.generator_of(checkpoints[0], 100)
+    torch.testing.assert_close(gan.draw(first, z), gan.draw(start, z))
+
+
+def test_a_row_of_figure_7_has_seven_images_between_its_ends(drawn, seen_digits):
+    out, _ = drawn
+    table = pd.read_csv(out / "figure7.csv")
+    assert len(table) == 2 * 9
+    for path, row in table.groupby("path"):
+        assert path in ("linear", "spherical")
+        assert row["t"].tolist() == pytest.approx([i / 8 for i in range(9)])
+        assert [row["digit"].iloc[0], row["digit"].iloc[-1]] == [seen_digits[0], seen_digits[-1]]
+
+
+def test_the_paths_join_their_ends_and_the_arc_keeps_the_length():
+    start, end = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 3.0])
+    t = torch.linspace(0, 1, 5)
+    for path in (drawing.lerp, drawing.slerp):
+        torch.testing.assert_close(path(start, end, t)[[0, -1]], torch.stack([start, end]))
+    arc = drawing.slerp(start, end, t)
+    torch.testing.assert_close(arc.norm(dim=1), torch.full((5,), 3.0))
+    quarter = torch.tensor([3 * math.cos(math.pi / 8), 3 * math.sin(math.pi / 8)])
+    torch.testing.assert_close(arc[1], quarter)
+    torch.testing.assert_close(drawing.lerp(start, end, t)[2], torch.tensor([1.5, 1.5]))
+
+
+def test_an_even_path_has_a_smoothness_of_one_and_a_jump_more():
+    even = torch.arange(9.0)[:, None].expand(9, 3)
+    assert drawing.smoothness(even) == pytest.approx(1)
+    jump = torch.tensor([[0.0], [0.0], [0.0], [4.0], [4.0]])
+    assert drawing.smoothness(jump) == pytest.approx(4)
+
+
+def test_a_grid_shows_each_image_in_its_place():
+    images = torch.arange(6.0)[:, None].expand(6, digits.PIXELS)
+    grid = drawing.tiled(images, columns=3)
+    assert grid.shape == (60, 90)
+    assert grid[15, 15::30].tolist() == [0, 1, 2]
+    assert grid[45, 15::30].tolist() == [3, 4, 5]
+    assert (grid[30] == -1).all()
+
+
+def test_what_is_seen_in_real_digits_is_what_they_are():
+    test = digits.load().test
+    seen = drawing.seen_table(digits.scaled(test.images[:200]), classifier.load())
+    assert (torch.tensor(seen["digit"].to_numpy()) == test.labels[:200]).double().mean() > 0.97
+
+
+def test_copies_of_training_images_are_nearest_to_themselves():
+    training = digits.scaled(digits.load().train.images[:500])
+    assert quality.nearest_distances(training[:20], training).max() < 1e-3
+
+
+def refusal(*arguments: object) -> str:
+    done = run("analysis/gan.py", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def test_what_cannot_be_drawn_is_told_in_one_line(trained, tiny, tmp_path):
+    assert "two different digits" in refusal(trained, "--from", 3, "--to", 3)
+    assert "go together" in refusal(trained, "--from", 3)
+    assert "not a run of jobs/gan.py" in refusal(tiny)
+    assert "is here" in refusal(tmp_path)
+
+
+def test_a_run_whose_images_are_gone_is_told(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "small")
+    params = (folder / "params.json").read_text()
+    gone = params.replace(str(trained.parent / "set"), "/nowhere")
+    (folder / "params.json").write_text(gone)
+    assert "/nowhere/train-images-idx3-ubyte.gz" in refusal(folder)
+
+
+def test_a_checkpoint_of_other_shapes_is_told(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "small")
+    (trial,) = read_trials(str(folder))
+    last = folder / trial.checkpoints()[-1].name
+    checkpoint.save(last, gan.GAN(99, 0, 0.1, (0.9, 0.999)).state_dict(), trial.rows)
+    assert f"{last.name}: not a GAN with latent vectors of 100" in refusal(folder)
+
+
+def test_a_run_is_browsed_as_a_trial(trained):
+    done = run("analysis/trials.py", trained, "--columns", "trial,status,epoch,latent_dim")
+    assert done.stdout.split()[4:8] == ["small", "finished", "3", "100"]

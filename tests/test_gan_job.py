@@ -1,0 +1,219 @@
+"""jobs/gan.py, run for real: workers of Ray Train that are killed, or lose their node."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import clusters
+import pytest
+import torch
+from scripts import run, started, wait_for
+from sets import part_of_mnist, write
+
+from analysis.results import read_trials
+from jobs import gan as job
+from models import checkpoint, digits, gan
+
+EPOCHS, BATCH, BETAS = 5, 128, (0.9, 0.999)  # 50 steps: see BETAS in test_gan.py
+FLAGS = ["--epochs", EPOCHS, "--batch-size", BATCH, "--betas", "0.9,0.999"]
+FLAGS += ["--keep-every", 2, "--quality-every", 1]  # which makes an epoch last some seconds
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """A set with ten batches to train on, and 13 images more."""
+    return part_of_mnist(tmp_path_factory.mktemp("data") / "few digits", 10 * BATCH + 13, 200)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, images) -> Path:
+    """The folder of a run by two workers that nothing happened to."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    done = run("jobs/gan.py", *FLAGS, "--data", images, "--workers", 2, "--storage", place)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "5 of 5 epochs done" in done.stdout
+    return place / "gan-report"
+
+
+def rows(folder: Path) -> list[dict]:
+    """Returns the rows that are written, none before there are some."""
+    path = folder / "result.json"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def checkpoints(folder: Path) -> list[checkpoint.Checkpoint]:
+    (trial,) = read_trials(str(folder))
+    return trial.checkpoints()
+
+
+def assert_same_end(folder: Path, other: Path) -> None:
+    found, expected = checkpoints(folder)[-1], checkpoints(other)[-1]
+    assert found.epoch == expected.epoch == EPOCHS
+    torch.testing.assert_close(found.state, expected.state, rtol=0, atol=0)
+    measured = ("epoch", "loss_d", "loss_g", "d_real", "d_fake", "frechet_distance", "recall")
+    for row, same in zip(rows(folder), rows(other), strict=True):
+        assert [row[name] for name in measured] == [same[name] for name in measured]
+
+
+def assert_close_to_one_worker(folder: Path, images: Path) -> None:
+    """Holds a run against the same training in this process, without Ray and other workers."""
+    torch.set_num_threads(1)
+    one = gan.GAN(100, 0, 0.0002, BETAS)
+    pictures = digits.load(images).train.images
+    z = gan.latents("z", count=64, latent_dim=100)
+    for row in rows(folder):
+        means = gan.train_epoch(one, pictures, 0, row["epoch"], BATCH)
+        found = torch.tensor([row[name] for name in ("loss_d", "loss_g", "d_real", "d_fake")])
+        assert (found - means).abs().max() < 1e-2
+    generator = gan.Generator(100)
+    generator.load_state_dict(checkpoints(folder)[-1].state["generator"])
+    assert (gan.draw(generator, z) - gan.draw(one.generator, z)).abs().mean() < 1e-2
+
+
+def test_two_workers_of_ray_train_what_one_process_does(undisturbed, images):
+    assert [row["workers"] for row in rows(undisturbed)] == [2] * EPOCHS
+    assert_close_to_one_worker(undisturbed, images)
+
+
+def test_every_epoch_is_told_once_and_some_checkpoints_stay(undisturbed):
+    found = rows(undisturbed)
+    assert [row["epoch"] for row in found] == [1, 2, 3, 4, 5]
+    assert all(row["images_per_second"] > 0 and row["train_seconds"] > 0 for row in found)
+    assert {"frechet_distance", "precision", "coverage", "smallest_share"} <= found[0].keys()
+    assert [c.epoch for c in checkpoints(undisturbed)] == [0, 2, 4, 5]  # --keep-every 2, the newest
+    assert [c.history for c in checkpoints(undisturbed)] == [found[:n] for n in (0, 2, 4, 5)]
+
+
+def test_before_training_the_networks_are_as_the_seed_starts_them(undisturbed):
+    start = gan.GAN(100, 0, 0.0002, BETAS).state_dict()
+    torch.testing.assert_close(checkpoints(undisturbed)[0].state, start, rtol=0, atol=0)
+
+
+def test_a_finished_run_says_so_and_does_nothing(undisturbed, images):
+    def state() -> dict[Path, float]:
+        return {path: path.stat().st_mtime for path in undisturbed.glob("**/*")}
+
+    before = state()
+    again = ["--data", images, "--workers", 2, "--storage", undisturbed.parent]
+    done = run("jobs/gan.py", *FLAGS, *again)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[0].startswith("5 of 5 epochs done")
+    assert state() == before
+
+
+def test_a_worker_that_is_killed_makes_no_difference(tmp_path, images, undisturbed):
+    """Killed in the midst of an epoch, after the second one's checkpoint."""
+    flags = ["--data", images, "--workers", 2, "--storage", tmp_path, "--name", "killed"]
+    folder = tmp_path / "killed"
+    with started("jobs/gan.py", *FLAGS, *flags) as driver:
+        wait_for(lambda: len(saved(folder)) == 3, driver)  # of epochs 0, 1 and 2
+        first = rows(folder)[-1]["pid"]
+        os.kill(first, signal.SIGKILL)
+        output, _ = driver.communicate(timeout=200)
+    assert driver.returncode == 0, output
+    assert "2 of them go on from epoch" in output
+    found = rows(folder)
+    resumed = found[-1]["restored_epoch"]
+    assert 2 <= resumed < EPOCHS
+    assert [row["pid"] == first for row in found] == [True] * resumed + [False] * (EPOCHS - resumed)
+    assert_same_end(folder, undisturbed)
+
+
+def saved(folder: Path) -> list[int]:
+    """Returns the epochs of the checkpoints that are whole."""
+    return [c.epoch for c in checkpoints(folder)] if (folder / "params.json").exists() else []
+
+
+def test_the_same_command_goes_on_after_its_driver_was_killed(tmp_path, images, undisturbed):
+    """And passes over a checkpoint, and Ray's list of them, that were being written just then."""
+    flags = ["--data", images, "--workers", 2, "--storage", tmp_path, "--name", "killed"]
+    folder = tmp_path / "killed"
+    with started("jobs/gan.py", *FLAGS, *flags) as driver:
+        wait_for(lambda: len(saved(folder)) == 3, driver)
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+    done_before = saved(folder)
+    last = checkpoints(folder)[-1].name
+    (folder / last / "state.pt").write_bytes(b"cut off")
+    (folder / "checkpoint_manager_snapshot.json").write_text('{"cut')
+    done = run("jobs/gan.py", *FLAGS, *flags)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"damaged and passed over: {last}" in done.stdout
+    assert rows(folder)[-1]["restored_epoch"] == done_before[-2]
+    assert_same_end(folder, undisturbed)
+
+
+def test_a_node_that_leaves_shrinks_the_run(tmp_path, images):
+    flags = ["--data", images, "--workers", "1-2", "--storage", tmp_path, "--name", "elastic"]
+    folder = tmp_path / "elastic"
+    with clusters.started() as cluster, cluster.node() as leave:
+        arguments = [*FLAGS, *flags, "--address", cluster.address]
+        with started("jobs/gan.py", *arguments, env=cluster.environment) as driver:
+            wait_for(lambda: rows(folder), driver)
+            leave()
+            output, _ = driver.communicate(timeout=250)
+    assert driver.returncode == 0, output
+    found = rows(folder)
+    assert (found[0]["workers"], found[-1]["workers"]) == (2, 1)
+    assert found[-1]["restored_epoch"] >= 1
+    assert_close_to_one_worker(folder, images)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--workers 65", "a batch has 64 images"),
+        ("--workers 2-65", "a batch has 64 images"),
+        ("--workers 0", "must be a number, a range such as 2-8, or auto"),
+        ("--workers 3-2", "must be a number, a range such as 2-8, or auto"),
+        ("--workers many", "must be a number, a range such as 2-8, or auto"),
+        ("--cpus-per-worker 0", "1 or more"),
+        ("--betas 0.9", "not two numbers"),
+        ("--betas 0.9,1", "from 0 to less than 1"),
+        ("--epochs 0", "more than 0"),
+        ("--lr nan", "more than 0"),
+        ("--latent-dim 0", "more than 0"),
+        ("--keep-every 0", "more than 0"),
+        ("--quality-every 0", "more than 0"),
+        ("--batch-size 1", "2 images or more"),
+        ("--batch-size 60001", "has 60000 images"),
+        ("--data /nowhere", "/nowhere/train-images-idx3-ubyte.gz: No such file"),
+        ("--name a/b", "a name is made of"),
+    ],
+)
+def test_bad_flags_are_told_in_one_line_and_nothing_is_written(complaint, tmp_path, flags, said):
+    place = tmp_path / "results"
+    assert said in complaint(job.main, "--storage", place, *flags.split())
+    assert not place.exists()
+
+
+def test_images_of_another_size_are_told(complaint, tmp_path):
+    for part in ("train", "t10k"):
+        write(tmp_path, f"{part}-images-idx3-ubyte", [7] * 3 * 1024, 3, 32, 32)
+        write(tmp_path, f"{part}-labels-idx1-ubyte", [0, 4, 9], 3)
+    line = complaint(job.main, "--data", tmp_path, "--storage", tmp_path / "results")
+    assert "images of 32x32 pixels, and not of 28x28" in line
+
+
+def test_other_settings_under_the_same_name_are_refused(complaint, undisturbed, images):
+    flags = [*FLAGS, "--data", images, "--storage", undisturbed.parent]
+    line = complaint(job.main, *flags, "--betas", "0.5,0.999")
+    assert "betas 0.9,0.999 there, 0.5,0.999 here" in line
+
+
+def test_a_checkpoint_of_other_shapes_is_told(complaint, undisturbed, images, tmp_path):
+    folder = shutil.copytree(undisturbed, tmp_path / "gan-report")
+    last = folder / checkpoints(folder)[-1].name
+    checkpoint.save(last, gan.GAN(99, 0, 0.1, BETAS).state_dict(), rows(folder))
+    line = complaint(job.main, *FLAGS, "--data", images, "--storage", tmp_path)
+    assert f"{last.name}: not a checkpoint of this GAN" in line
+
+
+def test_more_workers_than_the_cluster_has_room_for_are_refused(tmp_path):
+    with clusters.started() as cluster:
+        done = cluster.run("jobs/gan.py", "--workers", 2, "--storage", tmp_path)
+    assert done.returncode == 2
+    assert "2 workers with 1 CPU and 0 GPUs each: the cluster has room for 1" in done.stderr
+    assert not list(tmp_path.iterdir())
