@@ -135,6 +135,10 @@ def train_worker(config: dict[str, Any]) -> None:
         began = time.perf_counter()
         means = gan.train_epoch(trained, images, training.seed, epoch, training.batch_size)
         loss_d, loss_g, d_real, d_fake = means.tolist()
+        if not math.isfinite(loss_d + loss_g):
+            raise FloatingPointError(
+                f"the losses of epoch {epoch} are not finite: try a lower --lr"
+            )
         seconds = time.perf_counter() - began
         row = {
             "epoch": epoch,
