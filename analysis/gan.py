@@ -293,11 +293,13 @@ def draw_interpolation(
             show(axes, image)
             axes.text(0.5, -0.04, f"{digit}  {sure:.0%}", ha="center", va="top", size=8,
                       transform=axes.transAxes)  # fmt: skip
-        line[0].text(-0.12, 0.5, f"{start} to {end}\n{path}\nunevenness\n{uneven:.1f}", ha="right",
-                     va="center", size=8, transform=line[0].transAxes)  # fmt: skip
+        name = f"{start} to {end}\n{path}\nlargest step\n{uneven:.1f} x mean"
+        line[0].text(-0.12, 0.5, name, ha="right", va="center", size=8,
+                     transform=line[0].transAxes)  # fmt: skip
         labels = {"from": start, "to": end, "path": path, "t": t, "largest/mean step": uneven}
         tables.append(pd.DataFrame(labels).join(seen[["digit", "confidence"]]))
-    figure.suptitle("Figure 7: interpolation, and what a classifier sees", size=10)
+    title = f"Figure 7: interpolation in {STEPS} steps, and what a classifier sees"
+    grid[0][len(t) // 2].set_title(title, size=10)
     return save(figure, pd.concat(tables), out, "figure7")
 
 
