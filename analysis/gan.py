@@ -189,7 +189,7 @@ def quality_table(
         measures[name] = quality.measure(seen, reference)
         counts[name] = quality.digit_counts(seen.logits)
     nearest = {
-        name: quality.nearest_distances(images[:NEAREST], training)
+        name: pd.Series(quality.nearest_distances(images[:NEAREST], training))
         for name, images in {"generated": samples, "test images": test}.items()
     }
     return pd.DataFrame(measures), pd.DataFrame(counts), pd.DataFrame(nearest)
@@ -214,7 +214,7 @@ def draw_nearest(nearest: pd.DataFrame, out: Path) -> Path:
     figure, axes = plt.subplots(figsize=(6, 3.4))
     for (name, distances), color in zip(nearest.items(), COLORS, strict=False):
         label = f"{name}, median {distances.median():.2f}"
-        axes.hist(distances, bins=50, range=(0, nearest.max().max()), alpha=0.6,
+        axes.hist(distances.dropna(), bins=50, range=(0, nearest.max().max()), alpha=0.6,
                   color=color, label=label)  # fmt: skip
     axes.set(title="is it copying?", ylabel="images",
              xlabel="distance to the nearest training image (pixels from -1 to 1)")  # fmt: skip
