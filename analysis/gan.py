@@ -22,7 +22,6 @@ from torch import Tensor
 from analysis.figures import COLORS, save
 from analysis.results import NoResults, Trial, read_trials
 from models import classifier, digits, gan, quality
-from models.checkpoint import Checkpoint
 
 GRID = 8  # rows and columns of a grid of images
 SAMPLES = 10_000  # that the quality is measured of, as many as there are test images
@@ -33,33 +32,29 @@ PAIRS = ((0, 6), (3, 8), (4, 9), (7, 1), (5, 2))
 GREY = {"cmap": "gray", "vmin": -1, "vmax": 1}  # one scale for all images
 
 
-def read_run(results: str) -> tuple[Trial, list[Checkpoint]]:
-    """Reads a run of jobs/gan.py and its checkpoints, the oldest first.
+def read_run(results: str) -> tuple[Trial, dict[int, gan.Generator]]:
+    """Reads a run of jobs/gan.py, and the generators that its checkpoints hold, by epoch.
 
     Raises:
-        NoResults: there is none, or no checkpoint that fits it.
+        NoResults: there is no such run, or no checkpoint that fits it.
     """
     run, *others = read_trials(results)
     if others or "latent_dim" not in run.config:
         raise NoResults(f"{results}: not a run of jobs/gan.py")
-    checkpoints = run.checkpoints()
-    if not checkpoints:
-        raise NoResults(f"{results}: no whole checkpoint is here yet")
-    for checkpoint in checkpoints:
+    generators = {}
+    for checkpoint in run.checkpoints():
+        generator = gan.Generator(run.config["latent_dim"])
         try:
-            generator_of(checkpoint, run.config["latent_dim"])
+            generator.load_state_dict(checkpoint.state["generator"])
         except (RuntimeError, KeyError, TypeError):
             raise NoResults(
                 f"{results}/{checkpoint.name}: not a GAN with latent vectors of "
                 f"{run.config['latent_dim']}"
             ) from None
-    return run, checkpoints
-
-
-def generator_of(checkpoint: Checkpoint, latent_dim: int) -> gan.Generator:
-    generator = gan.Generator(latent_dim)
-    generator.load_state_dict(checkpoint.state["generator"])
-    return generator.eval()
+        generators[checkpoint.epoch] = generator
+    if not generators:
+        raise NoResults(f"{results}: no whole checkpoint is here yet")
+    return run, dict(sorted(generators.items()))
 
 
 def show(axes: plt.Axes, image: Tensor) -> None:
@@ -90,21 +85,19 @@ def seen_table(images: Tensor, eye: classifier.Classifier) -> pd.DataFrame:
 
 
 def draw_grids(
-    run: Trial, checkpoints: list[Checkpoint], eye: classifier.Classifier, out: Path
+    run: Trial, generators: dict[int, gan.Generator], eye: classifier.Classifier, out: Path
 ) -> list[Path]:
     """Draws Figures 4, 5 and 6: the same latent vectors before, halfway through and at the end."""
-    z = grid_latents(run)
-    half = checkpoints[-1].epoch / 2
-    middle = min(checkpoints, key=lambda c: abs(c.epoch - half))
-    moments = (
-        ("figure4", checkpoints[0], "before training"),
-        ("figure5", middle, "during training"),
-        ("figure6", checkpoints[-1], "after training"),
-    )
+    first, last = min(generators), max(generators)
+    middle = min(generators, key=lambda epoch: abs(epoch - last / 2))
     pictures = []
-    for name, checkpoint, when in moments:
-        images = gan.draw(generator_of(checkpoint, run.config["latent_dim"]), z)
-        title = f"Figure {name[-1]}: G {when}, epoch {checkpoint.epoch}"
+    for name, epoch, when in (
+        ("figure4", first, "before training"),
+        ("figure5", middle, "during training"),
+        ("figure6", last, "after training"),
+    ):
+        images = gan.draw(generators[epoch], grid_latents(run))
+        title = f"Figure {name[-1]}: G {when}, epoch {epoch}"
         pictures.append(save(grid_figure(images, title), seen_table(images, eye), out, name))
     return pictures
 
@@ -114,19 +107,17 @@ def grid_latents(run: Trial) -> Tensor:
     return gan.latents(config["seed"], "grid", count=GRID**2, latent_dim=config["latent_dim"])
 
 
-def draw_training(run: Trial, checkpoints: list[Checkpoint], out: Path) -> Path:
+def draw_training(run: Trial, generators: dict[int, gan.Generator], out: Path) -> Path:
     """Writes training.gif: the grid's latent vectors, a picture for each checkpoint."""
-    figure = grid_figure(torch.full((GRID**2, digits.PIXELS), -1.0), "epoch 0")
+    figure = grid_figure(torch.full((GRID**2, digits.PIXELS), -1.0), "")
     (axes,) = figure.axes
     writer = PillowWriter(fps=4)
     path = out / "training.gif"
     with writer.saving(figure, path, dpi=80):
-        for checkpoint in checkpoints:
-            images = gan.draw(generator_of(checkpoint, run.config["latent_dim"]), grid_latents(run))
-            axes.images[0].set_data(tiled(images))
-            axes.set_title(f"epoch {checkpoint.epoch}", size=10)
-            still = 6 if checkpoint is checkpoints[-1] else 1
-            for _ in range(still):
+        for epoch, generator in generators.items():
+            axes.images[0].set_data(tiled(gan.draw(generator, grid_latents(run))))
+            axes.set_title(f"epoch {epoch}", size=10)
+            for _ in range(6 if epoch == max(generators) else 1):  # the last one stands still
                 writer.grab_frame()
     plt.close(figure)
     return path
@@ -332,20 +323,20 @@ def main() -> int:
     arguments = parser().parse_args()
     try:
         pairs = pairs_of(vars(arguments)["from"], arguments.to)
-        run, checkpoints = read_run(arguments.results)
+        run, generators = read_run(arguments.results)
         data = digits.load(run.config["data"])
         arguments.out.mkdir(parents=True, exist_ok=True)
     except (NoResults, digits.DataError, OSError) as error:
         print(f"analysis/gan.py: {error}", file=sys.stderr)
         return 2
     out, eye = arguments.out, classifier.load()
-    config, last = run.config, checkpoints[-1]
-    generator = generator_of(last, config["latent_dim"])
+    config, epoch = run.config, max(generators)
+    generator = generators[epoch]
     z = gan.latents(config["seed"], "quality", count=SAMPLES, latent_dim=config["latent_dim"])
     measures, counts, nearest = quality_table(gan.draw(generator, z), data, eye)
     measures.rename_axis("measure").reset_index().to_csv(out / "quality.csv", index=False)
 
-    pictures = draw_grids(run, checkpoints, eye, out)
+    pictures = draw_grids(run, generators, eye, out)
     pictures += [draw_digits(counts, measures, out), draw_nearest(nearest, out)]
     rows = pd.DataFrame(run.rows)
     if len(rows):
@@ -353,9 +344,14 @@ def main() -> int:
     if "frechet_distance" in rows:
         measured = rows.dropna(subset="frechet_distance")
         pictures.append(draw_quality(measured, measures["training images"], out))
-    pictures.append(draw_training(run, checkpoints, out))
-    print(f"epoch {last.epoch} of {config['epochs']}, {SAMPLES} samples:")
+    pictures.append(draw_training(run, generators, out))
+    print(f"epoch {epoch} of {config['epochs']}, {SAMPLES} samples:")
     print(measures.to_string(float_format="{:.4g}".format))
+    medians = nearest.median()
+    print(
+        f"nearest training image (median distance): generated {medians['generated']:.2f}, "
+        f"test images {medians['test images']:.2f}"
+    )
     try:
         pictures.append(draw_interpolation(run, generator, eye, pairs, out))
     except NoResults as error:  # the other figures are drawn all the same

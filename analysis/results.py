@@ -8,6 +8,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,11 +59,12 @@ class Trial:
         """Returns the newest whole checkpoint, on the CPU."""
         return checkpoint.newest(self.folder.names("checkpoint_"), self.folder.read)[0]
 
-    def checkpoints(self) -> list[checkpoint.Checkpoint]:
-        """Returns every whole checkpoint, on the CPU, the oldest first."""
-        names = self.folder.names("checkpoint_")
-        found = (checkpoint.newest([name], self.folder.read)[0] for name in names)
-        return sorted((c for c in found if c), key=lambda c: c.epoch)
+    def checkpoints(self) -> Iterator[checkpoint.Checkpoint]:
+        """Yields every whole checkpoint, on the CPU, one at a time: together they may be large."""
+        for name in self.folder.names("checkpoint_"):
+            found, _ = checkpoint.newest([name], self.folder.read)
+            if found:
+                yield found
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def rows(folder: Path) -> list[dict]:
 
 def checkpoints(folder: Path) -> list[checkpoint.Checkpoint]:
     (trial,) = read_trials(str(folder))
-    return trial.checkpoints()
+    return sorted(trial.checkpoints(), key=lambda c: c.epoch)
 
 
 def assert_same_end(folder: Path, other: Path) -> None:
