@@ -104,7 +104,7 @@ def worker_group(
     room = _slots(there, cpus, share)
     if room < least and coming == []:
         raise Trouble(
-            f"{least} workers with {_shown({'CPU': cpus, 'GPU': share})} each: "
+            f"{_plural(least, 'worker')} with {_shown({'CPU': cpus, 'GPU': share})}: "
             f"the cluster has room for {room}, and launches no other nodes"
         )
     return workers, {"CPU": cpus, "GPU": share}
@@ -161,10 +161,13 @@ def plan(resources: dict[str, float], at_most: int | None) -> str:
 def group_plan(workers: tuple[int, int], resources: dict[str, float]) -> str:
     """Returns how many workers train together, and what each reserves, in words."""
     least, most = workers
-    number = f"{least} to {most}" if least < most else f"{most}"
-    return f"{number} worker{'' if most == 1 else 's'}, each with {_shown(resources)}"
+    from_to = f"{least} to " if least < most else ""
+    return f"{from_to}{_plural(most, 'worker')}, each with {_shown(resources)}"
 
 
 def _shown(resources: dict[str, float]) -> str:
-    amounts = [(resources.get(kind, 0), kind) for kind in ("CPU", "GPU")]
-    return " and ".join(f"{n:g} {kind}{'' if n == 1 else 's'}" for n, kind in amounts)
+    return " and ".join(_plural(resources.get(kind, 0), kind) for kind in ("CPU", "GPU"))
+
+
+def _plural(number: float, thing: str) -> str:
+    return f"{number:g} {thing}{'' if number == 1 else 's'}"

@@ -39,7 +39,7 @@ class Training:
     """What is trained, and how. It is what a run is: other values need another name."""
 
     epochs: int = setting(200, "times that the training images are seen")
-    batch_size: int = setting(64, "images of one training step, of all workers together")
+    batch_size: int = setting(256, "images of one training step, of all workers together")
     latent_dim: int = setting(100, "size of the latent vectors")
     lr: float = setting(0.0002, "Adam's learning rate, for both networks")
     betas: tuple[float, float] = setting((0.5, 0.999), "Adam's betas, for both networks")
@@ -64,7 +64,7 @@ class Run(flags.Run):
 
 PRESETS = {
     "report": Training(),
-    "quick": Training(epochs=4, keep_every=1, quality_every=2),
+    "quick": Training(epochs=4, batch_size=64, keep_every=1, quality_every=2),
 }
 
 

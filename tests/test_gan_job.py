@@ -165,8 +165,8 @@ def test_a_node_that_leaves_shrinks_the_run(tmp_path, images):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--workers 65", "a batch has 64 images"),
-        ("--workers 2-65", "a batch has 64 images"),
+        ("--workers 257", "a batch has 256 images"),
+        ("--workers 2-257", "a batch has 256 images"),
         ("--workers 0", "must be a number, a range such as 2-8, or auto"),
         ("--workers 3-2", "must be a number, a range such as 2-8, or auto"),
         ("--workers many", "must be a number, a range such as 2-8, or auto"),
@@ -216,5 +216,5 @@ def test_more_workers_than_the_cluster_has_room_for_are_refused(tmp_path):
     with clusters.started() as cluster:
         done = cluster.run("jobs/gan.py", "--workers", 2, "--storage", tmp_path)
     assert done.returncode == 2
-    assert "2 workers with 1 CPU and 0 GPUs each: the cluster has room for 1" in done.stderr
+    assert "2 workers with 1 CPU and 0 GPUs: the cluster has room for 1" in done.stderr
     assert not list(tmp_path.iterdir())
