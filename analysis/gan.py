@@ -8,7 +8,6 @@ Each figure is a PNG with the numbers behind it beside it as a CSV; training.gif
 latent vectors over the epochs. A training that is still running may be drawn.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -19,12 +18,13 @@ from matplotlib.animation import PillowWriter
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from analysis.arguments import Parser
 from analysis.figures import COLORS, save
 from analysis.results import NoResults, Trial, read_trials
 from models import classifier, digits, gan, quality
+from models.randomness import generator as random_generator
 
 GRID = 8  # rows and columns of a grid of images
-SAMPLES = 10_000  # that the quality is measured of, as many as there are test images
 NEAREST = 2_000  # images of which the nearest training image is looked for
 STEPS = 7  # images between the two ends of an interpolation
 SURE = 0.99  # what the classifier gives to the digit at an end of an interpolation, or more
@@ -39,7 +39,7 @@ def read_run(results: str) -> tuple[Trial, dict[int, gan.Generator]]:
         NoResults: there is no such run, or no checkpoint that fits it.
     """
     run, *others = read_trials(results)
-    if others or "latent_dim" not in run.config:
+    if others or not {"latent_dim", "epochs", "seed", "data"} <= run.config.keys():
         raise NoResults(f"{results}: not a run of jobs/gan.py")
     generators = {}
     for checkpoint in run.checkpoints():
@@ -64,7 +64,7 @@ def show(axes: plt.Axes, image: Tensor) -> None:
 
 
 def tiled(images: Tensor, columns: int = GRID) -> Tensor:
-    """Returns images (n, 784) as one, n / columns rows of them, a pixel of black between."""
+    """Returns images (n, 784) as one, n / columns rows of them, two pixels of black between."""
     square = images.view(-1, columns, digits.SIDE, digits.SIDE)
     apart = torch.nn.functional.pad(square, (1, 1, 1, 1), value=-1.0)
     return apart.transpose(1, 2).flatten(2).flatten(0, 1)  # (rows * 30, columns * 30)
@@ -92,9 +92,9 @@ def draw_grids(
     middle = min(generators, key=lambda epoch: abs(epoch - last / 2))
     pictures = []
     for name, epoch, when in (
-        ("figure4", first, "before training"),
+        ("figure4", first, "before training" if first == 0 else "at first"),
         ("figure5", middle, "during training"),
-        ("figure6", last, "after training"),
+        ("figure6", last, "after training" if last == run.config["epochs"] else "so far"),
     ):
         images = gan.draw(generators[epoch], grid_latents(run))
         title = f"Figure {name[-1]}: G {when}, epoch {epoch}"
@@ -171,8 +171,8 @@ def quality_table(
     """
     test, training = digits.scaled(data.test.images), digits.scaled(data.train.images)
     reference = quality.Reference.of(test, eye)
-    some = torch.randperm(len(training), generator=gan.random_generator("floor"))[: len(samples)]
-    noise = torch.rand(samples.shape, generator=gan.random_generator("ceiling")) * 2 - 1
+    some = torch.randperm(len(training), generator=random_generator("floor"))[: len(samples)]
+    noise = torch.rand(samples.shape, generator=random_generator("ceiling")) * 2 - 1
     measures, counts = {}, {}
     kinds = {"generated": samples, "training images": training[some], "uniform noise": noise}
     for name, images in kinds.items():
@@ -216,8 +216,8 @@ def draw_nearest(nearest: pd.DataFrame, out: Path) -> Path:
 def slerp(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
     """Returns points on the arc between two vectors (d,), at shares t (n,) of its angle: (n, d).
 
-    Spherical interpolation (Shoemake 1985; for latent vectors, White 2016): from N(0, 1) vectors
-    come with lengths near sqrt(d), which points of the straight line between them fall short of.
+    Spherical interpolation (Shoemake 1985; for latent vectors, White 2016): vectors drawn from
+    N(0, 1) have lengths near sqrt(d), and points of the straight line between two are shorter.
     """
     angle = torch.acos(torch.cosine_similarity(start, end, dim=0).clamp(-1, 1))
     t = t[:, None]
@@ -240,7 +240,7 @@ def find_latents(
     A digit of which it never is has its best one; one that is never seen, none.
     """
     config = run.config
-    z = gan.latents(config["seed"], "ends", count=SAMPLES, latent_dim=config["latent_dim"])
+    z = gan.latents(config["seed"], "ends", count=gan.SAMPLES, latent_dim=config["latent_dim"])
     seen = seen_table(gan.draw(generator, z), eye)
     found = {}
     for digit, rows in seen.groupby("digit"):
@@ -264,12 +264,18 @@ def draw_interpolation(
 ) -> Path:
     """Draws Figure 7: for each pair of digits a path from one to the other, straight and on an arc.
 
+    A pair with a digit that the generator never draws is left out, and told.
+
     Raises:
-        NoResults: the generator never draws one of the digits.
+        NoResults: no pair is left.
     """
     ends = find_latents(run, generator, eye)
-    for digit in sorted({digit for pair in pairs for digit in pair} - ends.keys()):
-        raise NoResults(f"of {SAMPLES} samples, the classifier sees a {digit} in none")
+    never = sorted({digit for pair in pairs for digit in pair} - ends.keys())
+    if never:
+        print(f"never seen in {gan.SAMPLES} samples: {', '.join(map(str, never))}")
+    pairs = [pair for pair in pairs if set(pair) <= ends.keys()]
+    if not pairs:
+        raise NoResults("no Figure 7: the digits to interpolate between are never drawn")
     t = torch.linspace(0, 1, STEPS + 2)
     rows = [(*pair, path) for pair in pairs for path in PATHS]
     figure, grid = plt.subplots(len(rows), len(t), figsize=(9, 1.28 * len(rows)), squeeze=False)
@@ -294,10 +300,8 @@ def draw_interpolation(
     return save(figure, pd.concat(tables), out, "figure7")
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("results", metavar="RESULTS", help="a run of jobs/gan.py: folder or URI")
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder (figures)")
     for end in ("from", "to"):
@@ -332,7 +336,7 @@ def main() -> int:
     out, eye = arguments.out, classifier.load()
     config, epoch = run.config, max(generators)
     generator = generators[epoch]
-    z = gan.latents(config["seed"], "quality", count=SAMPLES, latent_dim=config["latent_dim"])
+    z = gan.sample_latents(config["seed"], config["latent_dim"])
     measures, counts, nearest = quality_table(gan.draw(generator, z), data, eye)
     measures.rename_axis("measure").reset_index().to_csv(out / "quality.csv", index=False)
 
@@ -345,7 +349,7 @@ def main() -> int:
         measured = rows.dropna(subset="frechet_distance")
         pictures.append(draw_quality(measured, measures["training images"], out))
     pictures.append(draw_training(run, generators, out))
-    print(f"epoch {epoch} of {config['epochs']}, {SAMPLES} samples:")
+    print(f"epoch {epoch} of {config['epochs']}, {gan.SAMPLES} samples:")
     print(measures.to_string(float_format="{:.4g}".format))
     medians = nearest.median()
     print(
@@ -354,10 +358,12 @@ def main() -> int:
     )
     try:
         pictures.append(draw_interpolation(run, generator, eye, pairs, out))
+        missed = False
     except NoResults as error:  # the other figures are drawn all the same
-        print(f"no Figure 7: {error}")
+        print(f"analysis/gan.py: {error}", file=sys.stderr)
+        missed = arguments.to is not None
     print("\n".join(map(str, [*pictures, out / "quality.csv"])))
-    return 0
+    return 2 if missed else 0
 
 
 if __name__ == "__main__":

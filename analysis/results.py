@@ -122,7 +122,7 @@ def read_trials(results: str) -> list[Trial]:
     }
     names = sorted(named | states.keys())
     if not names:
-        raise NoResults(f"{results}: no trial of Ray Tune's is here")
+        raise NoResults(f"{results}: neither trials of Ray Tune nor a run of jobs/gan.py")
     with ThreadPoolExecutor(16) as threads:
         return list(threads.map(lambda name: _trial(folder, name, states.get(name, {})), names))
 
@@ -157,7 +157,7 @@ def _states(folder: Folder) -> list[dict[str, Any]]:
     for name in sorted(snapshots, reverse=True):
         try:
             trials = json.loads(folder.read(name))["trial_data"]
-        except ValueError:
+        except (ValueError, KeyError):
             continue  # half-written: the one before still stands
         silent = time.time() - folder.files[name].mtime.timestamp() > SILENCE_SECONDS
         states = []
@@ -174,8 +174,12 @@ def _states(folder: Folder) -> list[dict[str, Any]]:
 def _run(folder: Folder) -> Trial:
     """Returns a run of jobs/gan.py, whose files lie in its folder itself."""
     name = folder.path.rpartition("/")[2]
-    config, rows = json.loads(folder.read("params.json")), _rows(folder)
-    done = rows[-1]["epoch"] if rows else 0
+    try:
+        config = dict(json.loads(folder.read("params.json")))
+    except (OSError, ValueError, TypeError) as error:
+        raise NoResults(f"{folder.path}/params.json is damaged: {error}") from None
+    rows = _rows(folder)
+    done = rows[-1].get("epoch") if rows else 0
     status = "finished" if done == config.get("epochs") else "unfinished"
     return Trial(name, name, status, config, rows, failures=0, error="", folder=folder)
 
@@ -210,15 +214,15 @@ def _rows(folder: Folder) -> list[dict[str, Any]]:
     """
     rows: dict[int, dict[str, Any]] = {}
     if "result.json" in folder.files:
-        for line in folder.read("result.json").decode().splitlines():
+        for line in folder.read("result.json").splitlines():
             try:
                 row = json.loads(line)
-            except ValueError:
+                row.pop("config", None)
+                rows[row["training_iteration"]] = _flat(row)
+            except (ValueError, AttributeError, KeyError):
                 continue  # cut off where the driver was killed
-            row.pop("config", None)
-            rows[row["training_iteration"]] = _flat(row)
     for path in folder.files:
-        if re.fullmatch(r"checkpoint_\d+/checkpoint.json", path):
+        if re.fullmatch(r"checkpoint_[^/]+/checkpoint\.json", path):
             try:
                 history = json.loads(folder.read(path))["history"]
             except (OSError, ValueError, KeyError, TypeError):

@@ -8,7 +8,6 @@ Each figure is a PNG with the numbers behind it beside it as a CSV. A sweep that
 may be drawn: trials that have not reached their last epoch are left out, and counted.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.arguments import Parser
 from analysis.figures import LOOKS, NAMES, STARTS, heat_map, save
 from analysis.results import NoResults, Trial, epochs_table, read_trials, trials_table
 from models.palindromes import Sequences, palindromes
@@ -218,9 +218,7 @@ def draw_examination(trials: list[Trial], count: int, out: Path) -> list[Path]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("results", nargs="+", metavar="RESULTS", help="a sweep: folder or URI")
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder (figures)")
     parser.add_argument(

@@ -11,12 +11,14 @@ import sys
 
 import pandas as pd
 
+from analysis.arguments import Parser
 from analysis.results import TUNE_COLUMNS, NoResults, epochs_table, read_trials, trials_table
 
 # Reported too, but not what one looks for first.
 DETAILS = [
-    "epoch_seconds", "sequences_per_second", "restored_epoch", "damaged", "ended_at", "device",
-    "threads",
+    "epoch_seconds", "train_seconds", "sequences_per_second", "images_per_second", "restored_epoch",
+    "damaged", "ended_at", "device", "threads", "workers", "keep_every", "quality_every", "density",
+    "coverage", "confidence", "kl_to_uniform", "smallest_share",
 ]  # fmt: skip
 
 
@@ -32,10 +34,8 @@ def columns_to_show(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument(
         "results", nargs="+", metavar="RESULTS", help="an experiment: folder or URI"
     )

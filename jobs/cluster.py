@@ -10,6 +10,7 @@ import ray
 
 from jobs.autoscaling import launchable
 from jobs.flags import Trouble
+from jobs.progress import plural
 
 # Set for every process of a job before it starts. By default glibc gives big buffers back to the
 # kernel at every training step and asks for them again, which costs up to a third of the time of an
@@ -86,13 +87,15 @@ def worker_group(
     Args:
         workers: at least and at most, or None: one for each GPU, one where there are none.
         cpus: for each, or None: without GPUs, its share of those that are here; else 1.
-        gpus: for each: a number, or `auto`: 1, 0 where the cluster has and can launch none.
+        gpus: for each: a whole number, or `auto`: 1, 0 where the cluster has and can launch none.
 
     Raises:
-        Trouble: the cluster has not so much, and is known to launch no more.
+        Trouble: the cluster lacks the room, and is known to launch none.
     """
     there, coming = nodes(), launchable()
     share = _gpus(gpus, 1, "--gpus-per-worker", there, coming)
+    if share % 1:
+        raise Trouble(f"--gpus-per-worker {gpus}: workers of one run cannot share a GPU")
     if workers is None:
         count = max(1, sum(int(node.get("GPU", 0) // share) for node in there)) if share else 1
         workers = count, count
@@ -102,12 +105,12 @@ def worker_group(
         fitting = (n for n in range(most_of_a_node, 1, -1) if _slots(there, n, share) >= most)
         cpus = next(fitting, 1)
     room = _slots(there, cpus, share)
-    if room < least and coming == []:
+    if room < least and coming is not None and not _slots(coming, cpus, share):
         raise Trouble(
-            f"{_plural(least, 'worker')} with {_shown({'CPU': cpus, 'GPU': share})}: "
-            f"the cluster has room for {room}, and launches no other nodes"
+            f"{plural(least, 'worker')} with {_shown({'CPU': cpus, 'GPU': share})}: "
+            f"the cluster has room for {room}, and launches no nodes with room for more"
         )
-    return workers, {"CPU": cpus, "GPU": share}
+    return workers, {"cpu": cpus, "gpu": share}
 
 
 def nodes() -> list[dict[str, float]]:
@@ -154,20 +157,19 @@ def plan(resources: dict[str, float], at_most: int | None) -> str:
     slots = _slots(nodes(), resources["cpu"], resources["gpu"])
     growing = "" if launchable() == [] else ", more as the cluster grows"
     limit = f", at most {at_most}" if at_most else ""
-    each = _shown({"CPU": resources["cpu"], "GPU": resources["gpu"]})
-    return f"{slots} at a time{growing}{limit}; each with {each}"
+    return f"{slots} at a time{growing}{limit}; each with {_reserved(resources)}"
 
 
 def group_plan(workers: tuple[int, int], resources: dict[str, float]) -> str:
     """Returns how many workers train together, and what each reserves, in words."""
     least, most = workers
     from_to = f"{least} to " if least < most else ""
-    return f"{from_to}{_plural(most, 'worker')}, each with {_shown(resources)}"
+    return f"{from_to}{plural(most, 'worker')}, each with {_reserved(resources)}"
+
+
+def _reserved(resources: dict[str, float]) -> str:
+    return _shown({"CPU": resources["cpu"], "GPU": resources["gpu"]})
 
 
 def _shown(resources: dict[str, float]) -> str:
-    return " and ".join(_plural(resources.get(kind, 0), kind) for kind in ("CPU", "GPU"))
-
-
-def _plural(number: float, thing: str) -> str:
-    return f"{number:g} {thing}{'' if number == 1 else 's'}"
+    return " and ".join(plural(resources.get(kind, 0), kind) for kind in ("CPU", "GPU"))

@@ -169,5 +169,5 @@ def one_line(main: Callable[[], int]) -> typing.NoReturn:
         print(f"{Path(sys.argv[0]).name}: {trouble}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted: the same command continues", file=sys.stderr)
+        print("interrupted: what was done is kept", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -11,10 +11,8 @@ The same command again continues, from the last epoch that was done.
 import json
 import math
 import os
-import queue
 import shlex
 import tempfile
-import threading
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -22,16 +20,17 @@ from typing import Any
 import ray
 import torch
 from ray import train
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from torch import distributed as dist
 
 from jobs import cluster, flags, storage
 from jobs.flags import Trouble, setting
-from jobs.progress import StatusLine, duration
+from jobs.progress import plural
+from jobs.training import Progress, mend_snapshot, run_training
 from models import checkpoint, classifier, digits, gan, quality
 
-LIST = "checkpoint_manager_snapshot.json"  # what Ray Train knows of the checkpoints
-SAMPLES = 10_000  # that the quality is measured of, as many as there are test images
+LARGEST_LATENT_DIM = 10_000  # an epoch's latent vectors are in memory together
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,14 @@ PRESETS = {
 }
 
 
-def check(training: Training) -> digits.Digits:
-    """Returns the images; raises Trouble for settings that cannot be run."""
+def check(training: Training) -> None:
+    """Raises Trouble for settings that cannot be run."""
     for name in ("epochs", "batch_size", "latent_dim", "lr", "keep_every", "quality_every"):
         value = getattr(training, name)
         if not 0 < value < math.inf:
             raise Trouble(f"--{name.replace('_', '-')} {value}: must be more than 0, and finite")
+    if training.latent_dim > LARGEST_LATENT_DIM:
+        raise Trouble(f"--latent-dim {training.latent_dim}: {LARGEST_LATENT_DIM} at most")
     if training.batch_size < 2:
         raise Trouble("--batch-size 1: batch norm needs 2 images or more")
     if not all(0 <= beta < 1 for beta in training.betas):
@@ -86,7 +87,10 @@ def check(training: Training) -> digits.Digits:
         raise Trouble(
             f"--batch-size {training.batch_size}: the set has {len(data.train)} images to train on"
         )
-    return data
+    if len(data.test) <= quality.COVERAGE_K:
+        raise Trouble(
+            f"--data {training.data}: {len(data.test)} test images are too few to compare"
+        )
 
 
 def worker_range(text: str) -> tuple[int, int] | None:
@@ -112,34 +116,35 @@ def train_worker(config: dict[str, Any]) -> None:
     """
     training: Training = config["training"]
     folder = storage.open_folder(config["folder"])
-    first = train.get_context().get_world_rank() == 0
+    rank = train.get_context().get_world_rank()
     torch.set_num_threads(config["threads"])
     device = get_device()
-    data = digits.load(training.data)
-    images = data.train.images.to(device)
-    eye = classifier.load(device)
+    data = digits.load(training.data).to(device)
     trained = gan.GAN(
         training.latent_dim, training.seed, training.lr, training.betas, device=device
     )
+    judge = Judge(training, data.test)
 
-    last, damaged = storage.newest_checkpoint(folder, device)
+    last, damaged = agreed_checkpoint(folder, rank, device)
     history = last.history if last else []
     if last:
         trained.load_state_dict(last.state)
     else:
-        report(training, trained, {"epoch": 0}, history, first)
+        report(training, trained, {"epoch": 0}, history, rank)
 
     restored_epoch = len(history)
-    real = None
     for epoch in range(restored_epoch + 1, training.epochs + 1):
         began = time.perf_counter()
-        means = gan.train_epoch(trained, images, training.seed, epoch, training.batch_size)
+        means = gan.train_epoch(
+            trained, data.train.images, training.seed, epoch, training.batch_size
+        )
         loss_d, loss_g, d_real, d_fake = means.tolist()
         if not math.isfinite(loss_d + loss_g):
             raise FloatingPointError(
                 f"the losses of epoch {epoch} are not finite: try a lower --lr"
             )
         seconds = time.perf_counter() - began
+        images = len(data.train) // training.batch_size * training.batch_size
         row = {
             "epoch": epoch,
             "training_iteration": epoch,
@@ -148,18 +153,15 @@ def train_worker(config: dict[str, Any]) -> None:
             "d_real": d_real,
             "d_fake": d_fake,
             "train_seconds": seconds,
-            "images_per_second": len(images) // training.batch_size * training.batch_size / seconds,
+            "images_per_second": images / seconds,
         }
         if epoch % training.quality_every == 0 or epoch == training.epochs:
-            seen = look_together(trained.generator, eye, training)
-            if first:
-                real = real or quality.Reference.of(digits.scaled(data.test.images).to(device), eye)
-                row |= quality.measure(seen, real)
+            row |= judge.measure(trained.generator, rank)
         row |= {
             "epoch_seconds": time.perf_counter() - began,
             "restored_epoch": restored_epoch,
             "ended_at": time.time(),  # seconds since 1970
-            "workers": gan.workers(),
+            "workers": gan.world_size(),
             "device": str(device),
             "threads": torch.get_num_threads(),
             "pid": os.getpid(),
@@ -167,29 +169,58 @@ def train_worker(config: dict[str, Any]) -> None:
             "damaged": " ".join(damaged),
         }
         history.append(row)
-        if first:  # whole at each epoch: after a restart no epoch is in it twice
+        if rank == 0:  # whole at each epoch: after a restart no epoch is in it twice
             folder.write("result.json", "".join(json.dumps(r) + "\n" for r in history).encode())
-        report(training, trained, row, history, first)
+        report(training, trained, row, history, rank)
 
 
-def look_together(
-    generator: gan.Generator, eye: classifier.Classifier, training: Training
-) -> quality.Seen:
-    """Returns what the eye sees in the samples: each worker draws a share and looks at it."""
-    z = gan.latents(training.seed, "quality", count=SAMPLES, latent_dim=training.latent_dim)
-    mine = gan.share(SAMPLES)
-    seen = quality.look(gan.draw(generator, z[mine]), eye)
-    if gan.workers() == 1:
-        return seen
-    whole = quality.Seen(*(part.new_zeros(SAMPLES, part.shape[1]) for part in seen))
-    for together, part in zip(whole, seen, strict=True):
-        together[mine] = part
-        dist.all_reduce(together)
-    return whole
+def agreed_checkpoint(
+    folder: storage.Folder, rank: int, device: torch.device
+) -> tuple[checkpoint.Checkpoint | None, list[str]]:
+    """Returns the newest whole checkpoint that the first worker sees, and the damaged ones' names.
+
+    Raises:
+        OSError: another worker does not see it whole.
+    """
+    last, damaged = storage.newest_checkpoint(folder, device) if rank == 0 else (None, [])
+    name = broadcast_from_rank_zero(last.name if last else "")
+    if rank > 0 and name:
+        last, _ = checkpoint.newest([name], folder.read, device)
+        if last is None:
+            raise OSError(
+                f"{folder.uri}/{name} is not whole here: does every node see the storage?"
+            )
+    return last, damaged
+
+
+class Judge:
+    """Measures the quality of samples against the test images, which are looked at once."""
+
+    def __init__(self, training: Training, test: digits.Images):
+        self.z = gan.sample_latents(training.seed, training.latent_dim)
+        self.images = test.images
+        self.eye = classifier.load(test.images.device)
+        self.reference: quality.Reference | None = None
+
+    def measure(self, generator: gan.Generator, rank: int) -> dict[str, float]:
+        """Returns the measures on the first worker, nothing on others: they draw and look only."""
+        mine = gan.share(len(self.z))
+        seen = quality.look(gan.draw(generator, self.z[mine]), self.eye)
+        if gan.world_size() > 1:
+            whole = quality.Seen(*(p.new_zeros(len(self.z), p.shape[1]) for p in seen))
+            for together, part in zip(whole, seen, strict=True):
+                together[mine] = part
+                dist.all_reduce(together)
+            seen = whole
+        if rank > 0:
+            return {}
+        if self.reference is None:
+            self.reference = quality.Reference.of(digits.scaled(self.images), self.eye)
+        return quality.measure(seen, self.reference)
 
 
 def report(
-    training: Training, trained: gan.GAN, row: dict[str, Any], history: list[dict], first: bool
+    training: Training, trained: gan.GAN, row: dict[str, Any], history: list[dict], rank: int
 ) -> None:
     """Reports an epoch, with a checkpoint by the first worker.
 
@@ -199,7 +230,7 @@ def report(
     epoch = row["epoch"]
     stays = epoch % training.keep_every == 0
     row = row | {"keep": epoch + (training.epochs + 1 if stays else 0)}
-    if not first:
+    if rank > 0:
         train.report(row)
         return
     with tempfile.TemporaryDirectory() as local:
@@ -213,19 +244,20 @@ def trainer(
     workers: tuple[int, int],
     resources: dict[str, float],
 ) -> TorchTrainer:
+    """Returns what trains with as many workers as there are, from the least to the most."""
     least, most = workers
     return TorchTrainer(
         train_worker,
         train_loop_config={
             "training": training,
             "folder": folder.uri,
-            "threads": int(resources["CPU"]),
+            "threads": int(resources["cpu"]),
         },
-        torch_config=TorchConfig(backend="nccl" if resources["GPU"] else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if resources["gpu"] else "gloo"),
         scaling_config=train.ScalingConfig(
             num_workers=workers if least < most else most,
-            use_gpu=resources["GPU"] > 0,
-            resources_per_worker={kind: n for kind, n in resources.items() if n},
+            use_gpu=resources["gpu"] > 0,
+            resources_per_worker={kind.upper(): n for kind, n in resources.items() if n},
         ),
         run_config=train.RunConfig(
             name=folder.name,
@@ -240,76 +272,6 @@ def trainer(
     )
 
 
-class Progress:
-    """Says how far a training is, from the rows that its first worker writes into its folder."""
-
-    def __init__(self, folder: storage.Folder, epochs: int):
-        self.folder, self.epochs = folder, epochs
-        self.line = StatusLine()
-        self.began = time.time()
-        self.pid = 0  # of the first worker: another one when the workers were started anew
-
-    def show(self) -> None:
-        self.line.show(self._status)
-
-    def _status(self) -> str:
-        rows = self._rows()
-        if not rows:
-            waited = duration(time.time() - self.began)
-            return f"starting, then the first epoch: {waited} (logs: /tmp/ray/session_latest/logs)"
-        row = rows[-1]
-        if row["pid"] != self.pid:
-            if self.pid:
-                self.line.say(
-                    f"the workers were started anew: {row['workers']} of them "
-                    f"go on from epoch {row['restored_epoch']}"
-                )
-            if row["damaged"]:
-                self.line.say(f"damaged and passed over: {row['damaged']}")
-            self.pid = row["pid"]
-        recent = rows[-10:]
-        pace = sum(r["epoch_seconds"] for r in recent) / len(recent)
-        return (
-            f"epoch {row['epoch']}/{self.epochs}, "
-            f"{duration(pace * (self.epochs - row['epoch']))} left | "
-            f"L_D {row['loss_d']:.2f}, L_G {row['loss_g']:.2f}, D(x) {row['d_real']:.2f}, "
-            f"D(G(z)) {row['d_fake']:.2f}, {row['images_per_second']:,.0f} images/s"
-        )
-
-    def _rows(self) -> list[dict[str, Any]]:
-        """Returns the rows that were written since this command began."""
-        if "result.json" not in self.folder.names():
-            return []
-        rows = [json.loads(line) for line in self.folder.read("result.json").splitlines()]
-        return [row for row in rows if row["ended_at"] > self.began]
-
-
-def run_training(trainer: TorchTrainer, progress: Progress) -> str:
-    """Trains to the end, saying how far it is; returns what went wrong for good, or nothing.
-
-    Ray Train waits in a thread, so that the first Ctrl-C ends this process, and Ray with it.
-    """
-    outcome: queue.Queue[str] = queue.Queue()
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-            outcome.put("")
-        except Exception as error:  # a worker's own, or whatever stopped Ray Train itself
-            causes = list(getattr(error, "worker_failures", {}).values()) or [error]
-            outcome.put(str(causes[0]).strip().splitlines()[-1])
-
-    threading.Thread(target=fit, daemon=True).start()
-    while True:
-        progress.show()
-        try:
-            failure = outcome.get(timeout=0.5)
-        except queue.Empty:
-            continue
-        progress.line.clear()
-        return failure
-
-
 def settings() -> tuple[Training, Run, tuple[int, int] | None]:
     """Returns what the command line asks for: the training, and where and how to run it."""
     parser = flags.Parser(__doc__)
@@ -317,7 +279,8 @@ def settings() -> tuple[Training, Run, tuple[int, int] | None]:
         "--preset",
         choices=PRESETS,
         default="report",
-        help="report: 200 epochs; quick: 4. A flag below goes before it (report)",
+        help="; ".join(f"{name}: {preset.epochs} epochs" for name, preset in PRESETS.items())
+        + ". A flag below goes before it (report)",
     )
     parser.add_settings("the experiment", Training)
     parser.add_settings("the run", Run)
@@ -325,7 +288,8 @@ def settings() -> tuple[Training, Run, tuple[int, int] | None]:
     training = replace(PRESETS[typed.preset], **flags.given(typed, Training))
     if training.data:
         training = replace(training, data=os.path.abspath(os.path.expanduser(training.data)))
-    run = replace(Run(name=f"gan-{typed.preset}"), **flags.given(typed, Run))
+    run = Run(**flags.given(typed, Run))
+    run = replace(run, name=run.name or f"gan-{typed.preset}")
     workers = worker_range(run.workers)
     if run.cpus_per_worker is not None and run.cpus_per_worker < 1:
         raise Trouble(f"--cpus-per-worker {run.cpus_per_worker}: must be 1 or more")
@@ -336,6 +300,7 @@ def settings() -> tuple[Training, Run, tuple[int, int] | None]:
 
 
 def check_share(workers: int, training: Training) -> None:
+    """Raises Trouble where a worker would have no image of a batch."""
     if workers > training.batch_size:
         raise Trouble(
             f"--workers {workers}: a batch has {training.batch_size} images, not one for each"
@@ -355,53 +320,34 @@ def epochs_done(folder: storage.Folder, training: Training) -> int:
         gan.GAN(training.latent_dim, training.seed, training.lr, training.betas).load_state_dict(
             last.state
         )
-    except (RuntimeError, KeyError, TypeError):
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError):
         raise Trouble(f"{folder.uri}/{last.name}: not a checkpoint of this GAN") from None
     return last.epoch
-
-
-def mend_list(folder: storage.Folder) -> None:
-    """Removes Ray Train's list of checkpoints if it is cut off or names one that is gone.
-
-    Ray would not start with such a list. The workers look into the folder itself; what the list
-    named stays.
-    """
-    if LIST not in folder.names():
-        return
-    try:
-        results = json.loads(folder.read(LIST))["checkpoint_results"]
-        gone = {result["checkpoint_dir_name"] for result in results} - set(folder.names())
-    except (ValueError, KeyError, TypeError):
-        gone = True
-    if gone:
-        folder.filesystem.delete_file(f"{folder.path}/{LIST}")
 
 
 def main() -> int:
     training, run, workers = settings()
     folder = storage.run_folder(run.storage, run.name, run.fresh)
     storage.compare(folder, [asdict(training)])
-    done, failure = epochs_done(folder, training), ""
+    done = epochs_done(folder, training)
     if done < training.epochs:
         cluster.connect(run.address)
         workers, resources = cluster.worker_group(workers, run.cpus_per_worker, run.gpus_per_worker)
         check_share(workers[1], training)
         storage.claim(folder, [asdict(training)])
         folder.write("params.json", json.dumps(asdict(training), indent=2).encode())
-        mend_list(folder)
-        print(f"{training.epochs} epochs, {done} of them done")
+        mend_snapshot(folder)
+        print(f"{plural(training.epochs, 'epoch')}, {done} of them done")
         print(cluster.group_plan(workers, resources))
         print(f"results: {folder.uri}", flush=True)
-        failure = run_training(
-            trainer(folder, training, workers, resources), Progress(folder, training.epochs)
-        )
+        progress = Progress(folder, training.epochs)
+        failures = run_training(trainer(folder, training, workers, resources), progress)
         done = epochs_done(folder, training)
-    if failure:
-        print(f"failed: {failure}")
-    print(f"{done} of {training.epochs} epochs done: {folder.uri}")
+        print("".join(f"failed: {failure}\n" for failure in failures), end="")
+    print(f"{done} of {plural(training.epochs, 'epoch')} done: {folder.uri}")
     if done < training.epochs:
         print(f"to continue: {flags.again(folder.name)}")
-        return 1 if failure else flags.INTERRUPTED
+        return 1 if failures else flags.INTERRUPTED
     print(f"next: python analysis/gan.py {shlex.quote(folder.uri)}")
     return 0
 

@@ -36,6 +36,10 @@ class StatusLine:
             sys.stdout.write("\r\033[K")
 
 
+def plural(number: float, thing: str) -> str:
+    return f"{number:g} {thing}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Returns a length of time in the two largest units that it has: `2 h 05 min`."""
     minutes, rest = divmod(round(seconds), 60)

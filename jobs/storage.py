@@ -90,11 +90,11 @@ def compare(folder: Folder, settings: list[dict[str, Any]]) -> None:
         return
     try:
         made_with = json.loads(folder.read(SETTINGS))
-    except (OSError, ValueError) as error:
+        difference = _difference(made_with, json.loads(json.dumps(settings)))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise Trouble(
             f"{folder.uri}/{SETTINGS} is damaged ({error}): give --name or --fresh"
         ) from None
-    difference = _difference(made_with, json.loads(json.dumps(settings)))
     if difference:
         raise Trouble(
             f"{folder.uri} holds a run with other settings ({difference}): "

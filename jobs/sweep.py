@@ -279,7 +279,8 @@ def settings() -> tuple[tuple[Sweep, ...], Run]:
     parts = tuple(replace(part, **changes) for part in parts)
     for part in parts:
         check(part)
-    run = replace(Run(name=typed.preset), **flags.given(typed, Run))
+    run = Run(**flags.given(typed, Run))
+    run = replace(run, name=run.name or typed.preset)
     if run.cpus_per_trial < 1:
         raise Trouble(f"--cpus-per-trial {run.cpus_per_trial}: must be 1 or more")
     if run.max_concurrent is not None and run.max_concurrent < 1:

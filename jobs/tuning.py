@@ -63,7 +63,7 @@ def ended_trials(folder: Folder) -> set[str] | None:
         return None
     try:
         trials = [json.loads(t) for t, _ in json.loads(folder.read(max(snapshots)))["trial_data"]]
-    except ValueError:  # half-written when the driver was killed
+    except (ValueError, KeyError):  # half-written when the driver was killed
         return None
     return {t["custom_trial_name"] for t in trials if t["status"] == Trial.TERMINATED}
 

@@ -8,6 +8,7 @@ scaled(digits.train.images[:64])   # (64, 784) float32, from -1 to 1
 import gzip
 import hashlib
 import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,9 @@ class Images:
 class Digits:
     train: Images
     test: Images
+
+    def to(self, device: torch.device | str) -> "Digits":
+        return Digits(self.train.to(device), self.test.to(device))
 
 
 def load(folder: str | Path | None = None) -> Digits:
@@ -102,13 +106,13 @@ def _read(folder: Path, name: str, dimensions: int, published: bool) -> tuple[Te
     if path.suffix == ".gz":
         try:
             content = gzip.decompress(content)
-        except (OSError, EOFError, ValueError) as error:  # zlib's own error is a ValueError's kin
+        except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{path}: cut off or damaged ({error})") from None
     header = 4 + 4 * dimensions
     if len(content) < header or content[:4] != bytes([0, 0, 8, dimensions]):
         raise DataError(f"{path}: not an IDX file of {dimensions} dimensions")
     shape = struct.unpack(f">{dimensions}I", content[4:header])
-    values = torch.frombuffer(bytearray(content[header:]), dtype=torch.uint8)
-    if len(values) != torch.Size(shape).numel():
-        raise DataError(f"{path}: {len(values)} values, and not the {shape} that it promises")
-    return values.view(shape), path
+    count = len(content) - header
+    if not count or count != torch.Size(shape).numel():
+        raise DataError(f"{path}: {count} values, and not the {shape} that it promises")
+    return torch.frombuffer(bytearray(content[header:]), dtype=torch.uint8).view(shape), path

@@ -13,20 +13,20 @@ GPUS = [{"CPU": 8, "GPU": 4}, {"CPU": 8, "GPU": 4}]
 @pytest.mark.parametrize(
     ("there", "coming", "asked", "group"),
     [
-        (LAPTOP, [], (None, None, "auto"), ((1, 1), {"CPU": 2, "GPU": 0})),
-        (LAPTOP, [], ((2, 2), None, "auto"), ((2, 2), {"CPU": 1, "GPU": 0})),
-        (LAPTOP, [], ((1, 8), None, "auto"), ((1, 8), {"CPU": 1, "GPU": 0})),
-        (NODES, [], (None, None, "auto"), ((1, 1), {"CPU": 16, "GPU": 0})),
-        (NODES, [], ((2, 8), None, "auto"), ((2, 8), {"CPU": 4, "GPU": 0})),
-        (NODES, [], ((3, 3), None, "auto"), ((3, 3), {"CPU": 8, "GPU": 0})),
-        (NODES, [], ((2, 8), 2, "auto"), ((2, 8), {"CPU": 2, "GPU": 0})),
-        (GPUS, [], (None, None, "auto"), ((8, 8), {"CPU": 1, "GPU": 1})),
-        (GPUS, [], (None, None, "0.5"), ((16, 16), {"CPU": 1, "GPU": 0.5})),
-        (GPUS, [], ((2, 4), 3, "auto"), ((2, 4), {"CPU": 3, "GPU": 1})),
-        (GPUS, [], (None, None, "0"), ((1, 1), {"CPU": 8, "GPU": 0})),
-        (LAPTOP, [{"CPU": 4, "GPU": 1}], (None, None, "auto"), ((1, 1), {"CPU": 1, "GPU": 1})),
-        (LAPTOP, [{"CPU": 4, "GPU": 1}], ((4, 4), None, "auto"), ((4, 4), {"CPU": 1, "GPU": 1})),
-        (LAPTOP, None, ((3, 3), None, "1"), ((3, 3), {"CPU": 1, "GPU": 1})),
+        (LAPTOP, [], (None, None, "auto"), ((1, 1), {"cpu": 2, "gpu": 0})),
+        (LAPTOP, [], ((2, 2), None, "auto"), ((2, 2), {"cpu": 1, "gpu": 0})),
+        (LAPTOP, [], ((1, 8), None, "auto"), ((1, 8), {"cpu": 1, "gpu": 0})),
+        (NODES, [], (None, None, "auto"), ((1, 1), {"cpu": 16, "gpu": 0})),
+        (NODES, [], ((2, 8), None, "auto"), ((2, 8), {"cpu": 4, "gpu": 0})),
+        (NODES, [], ((3, 3), None, "auto"), ((3, 3), {"cpu": 8, "gpu": 0})),
+        (NODES, [], ((2, 8), 2, "auto"), ((2, 8), {"cpu": 2, "gpu": 0})),
+        (GPUS, [], (None, None, "auto"), ((8, 8), {"cpu": 1, "gpu": 1})),
+        (GPUS, [], (None, None, "2"), ((4, 4), {"cpu": 1, "gpu": 2})),
+        (GPUS, [], ((2, 4), 3, "auto"), ((2, 4), {"cpu": 3, "gpu": 1})),
+        (GPUS, [], (None, None, "0"), ((1, 1), {"cpu": 8, "gpu": 0})),
+        (LAPTOP, [{"CPU": 4, "GPU": 1}], (None, None, "auto"), ((1, 1), {"cpu": 1, "gpu": 1})),
+        (LAPTOP, [{"CPU": 4, "GPU": 1}], ((4, 4), None, "auto"), ((4, 4), {"cpu": 1, "gpu": 1})),
+        (LAPTOP, None, ((3, 3), None, "1"), ((3, 3), {"cpu": 1, "gpu": 1})),
     ],
 )
 def test_workers_share_what_is_there(monkeypatch, there, coming, asked, group):
@@ -43,6 +43,7 @@ def test_workers_share_what_is_there(monkeypatch, there, coming, asked, group):
         (((1, 1), 4, "auto"), "1 worker with 4 CPUs and 0 GPUs: the cluster has room for 0"),
         (((1, 1), None, "1"), "the cluster has room for 0"),
         (((1, 1), None, "1.5"), "--gpus-per-worker 1.5"),
+        (((2, 2), None, "0.5"), "cannot share a GPU"),
         (((1, 1), None, "many"), "--gpus-per-worker many"),
     ],
 )
@@ -51,3 +52,10 @@ def test_what_will_never_be_there_is_refused(monkeypatch, asked, said):
     monkeypatch.setattr(cluster, "launchable", lambda: [])
     with pytest.raises(Trouble, match=said):
         cluster.worker_group(*asked)
+
+
+def test_nodes_that_may_come_must_have_the_room_too(monkeypatch):
+    monkeypatch.setattr(cluster, "nodes", lambda: LAPTOP)
+    monkeypatch.setattr(cluster, "launchable", lambda: [{"CPU": 4}])
+    with pytest.raises(Trouble, match="launches no nodes with room for more"):
+        cluster.worker_group((1, 1), 100, "auto")

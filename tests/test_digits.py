@@ -62,6 +62,8 @@ def damage(folder, kind):
         shutil.copy(folder / "train-labels-idx1-ubyte.gz", images)
     elif kind == "fewer values":
         write(folder, images.name, [7] * 784, 3, 28, 28)
+    elif kind == "no values":
+        write(folder, images.name, [], 0, 28, 28)
     elif kind == "fewer images":
         write(folder, images.name, [7] * 2 * 784, 2, 28, 28)
     elif kind == "other size":
@@ -72,7 +74,7 @@ def damage(folder, kind):
 @pytest.mark.parametrize(
     "kind",
     ["missing", "cut off", "not gzip", "altered", "labels for images", "fewer values",
-     "fewer images", "other size"],
+     "no values", "fewer images", "other size"],
 )  # fmt: skip
 def test_a_file_that_is_not_what_it_should_be_is_named_in_one_line(other, kind):
     path = damage(other, kind)
@@ -80,6 +82,18 @@ def test_a_file_that_is_not_what_it_should_be_is_named_in_one_line(other, kind):
         digits.load(other)
     assert str(path) in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_flipped_byte_changes_nothing_or_is_told(other):
+    images = other / "train-images-idx3-ubyte.gz"
+    content, told = images.read_bytes(), 0
+    for place in range(len(content)):
+        images.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
+        try:
+            assert digits.load(other).train.images.unique().tolist() == [7]
+        except digits.DataError:
+            told += 1
+    assert told > len(content) / 2
 
 
 def test_mnist_itself_is_held_against_its_published_sums(tmp_path, monkeypatch):

@@ -136,7 +136,7 @@ def test_in_float32_too_but_for_rounding(trained, workers):
 
 @pytest.mark.parametrize(("count", "workers"), [(64, 1), (50, 3), (512, 7), (5, 5)])
 def test_shares_cover_the_batch_once_and_are_even_but_for_one(monkeypatch, count, workers):
-    monkeypatch.setattr(gan, "workers", lambda: workers)
+    monkeypatch.setattr(gan, "world_size", lambda: workers)
     parts = []
     for rank in range(workers):
         monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)

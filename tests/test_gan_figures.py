@@ -13,8 +13,8 @@ from scripts import run
 from sets import part_of_mnist
 
 from analysis import gan as drawing
-from analysis.results import read_trials
-from models import checkpoint, classifier, digits, gan, quality
+from analysis.results import NoResults, read_trials
+from models import checkpoint, classifier, digits, gan
 
 PICTURES = ("figure4", "figure5", "figure6", "losses", "quality_over_epochs", "digits", "nearest")
 
@@ -34,7 +34,9 @@ def trained(tmp_path_factory) -> Path:
 def seen_digits(trained) -> list[int]:
     """The digits that the classifier sees in what the small run's generator draws."""
     trial, generators = drawing.read_run(str(trained))
-    return sorted(drawing.find_latents(trial, generators[3], classifier.load()))
+    found = sorted(drawing.find_latents(trial, generators[3], classifier.load()))
+    assert len(found) > 1  # else there is nothing to interpolate between
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -131,11 +133,6 @@ def test_what_is_seen_in_real_digits_is_what_they_are():
     assert (torch.tensor(seen["digit"].to_numpy()) == test.labels[:200]).double().mean() > 0.97
 
 
-def test_copies_of_training_images_are_nearest_to_themselves():
-    training = digits.scaled(digits.load().train.images[:500])
-    assert quality.nearest_distances(training[:20], training).max() < 1e-3
-
-
 def refusal(*arguments: object) -> str:
     done = run("analysis/gan.py", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
@@ -147,7 +144,58 @@ def test_what_cannot_be_drawn_is_told_in_one_line(trained, tiny, tmp_path):
     assert "two different digits" in refusal(trained, "--from", 3, "--to", 3)
     assert "go together" in refusal(trained, "--from", 3)
     assert "not a run of jobs/gan.py" in refusal(tiny)
-    assert "is here" in refusal(tmp_path)
+    assert "neither trials of Ray Tune nor a run of jobs/gan.py" in refusal(tmp_path)
+    assert "invalid choice: 12" in refusal(trained, "--from", 12, "--to", 3)
+    assert "unrecognized arguments: --fro 3" in refusal(trained, "--fro", 3)
+    assert "required: RESULTS" in refusal()
+
+
+def test_a_pair_that_cannot_be_drawn_is_told_and_the_rest_is_drawn(trained, seen_digits, tmp_path):
+    """A generator that draws nothing but one image: the classifier sees one digit in it."""
+    folder = shutil.copytree(trained, tmp_path / "small")
+    (trial,) = read_trials(str(folder))
+    last = max(trial.checkpoints(), key=lambda c: c.epoch)
+    for name, value in last.state["generator"].items():
+        if name == "11.weight":
+            value.zero_()
+    checkpoint.save(folder / last.name, last.state, trial.rows)
+    done = run("analysis/gan.py", folder, "--out", tmp_path, "--from", 3, "--to", 8)
+    assert done.returncode == 2
+    assert "never seen in 10000 samples" in done.stdout
+    assert done.stderr == (
+        "analysis/gan.py: no Figure 7: the digits to interpolate between are never drawn\n"
+    )
+    assert (tmp_path / "figure6.png").exists()
+    assert not (tmp_path / "figure7.png").exists()
+
+
+def test_a_run_before_its_first_epoch_is_drawn_as_it_is(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "small")
+    (folder / "result.json").unlink()
+    (trial,) = read_trials(str(folder))
+    for found in trial.checkpoints():
+        if found.epoch > 0:
+            shutil.rmtree(folder / found.name)
+    done = run("analysis/gan.py", folder, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "epoch 0 of 3" in done.stdout
+    assert not (tmp_path / "losses.png").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "", "[]", "3"])
+def test_damaged_parameters_are_told(trained, tmp_path, content):
+    folder = shutil.copytree(trained, tmp_path / "small")
+    (folder / "params.json").write_text(content)
+    with pytest.raises(NoResults):
+        drawing.read_run(str(folder))
+
+
+def test_rows_that_are_lost_or_damaged_are_in_the_checkpoints(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "small")
+    (undamaged,) = read_trials(str(folder))
+    (folder / "result.json").write_bytes(b"\xff\n3\nnull\n{}\n")
+    (trial,) = read_trials(str(folder))
+    assert trial.rows == undamaged.rows
 
 
 def test_a_run_whose_images_are_gone_is_told(trained, tmp_path):
