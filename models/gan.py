@@ -21,8 +21,7 @@ from models.randomness import generator as random_generator
 
 SLOPE = 0.2  # of LeakyReLU, on the negative side
 SAMPLES = 10_000  # as many as MNIST has test images
-LARGE = 100_000  # numbers in a gradient that is sent to the other workers by itself
-PARTS = ("generator", "discriminator", "optimizer_g", "optimizer_d")
+LARGE = 100_000  # numbers in a gradient from which on it is added up by itself, not with others
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):
@@ -156,17 +155,13 @@ class GAN:
                     for parameter in layer.parameters():
                         nn.init.uniform_(parameter, -bound, bound, generator=random)
             network.to(device, dtype)
-            for parameter in network.parameters():
-                if parameter.numel() >= LARGE:
-                    parameter.register_post_accumulate_grad_hook(self._sum_early)
         self.optimizer_g, self.optimizer_d = (
             torch.optim.Adam(network.parameters(), lr=lr, betas=betas, fused=True)
             for network in (self.generator, self.discriminator)
         )
-        self._sums: list[dist.Work] = []  # that are under way
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name).state_dict() for name in PARTS}
+        return {name: part.state_dict() for name, part in vars(self).items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over both networks and both optimisers.
@@ -174,8 +169,8 @@ class GAN:
         Raises:
             RuntimeError: the state is of networks of other shapes.
         """
-        for name in PARTS:
-            getattr(self, name).load_state_dict(state[name])
+        for name, part in vars(self).items():
+            part.load_state_dict(state[name])
 
     def step(self, real: Tensor, z: Tensor, batch_size: int) -> Tensor:
         """Trains D once and then G once.
@@ -193,37 +188,17 @@ class GAN:
         logits = self.discriminator(torch.cat([real, fake.detach()]))  # (2 share, 1)
         real_logits, fake_logits = logits.chunk(2)
         loss_d = discriminator_loss(real_logits, fake_logits, batch_size)
-        self._descend(loss_d, self.discriminator, self.optimizer_d)
+        _descend(loss_d, self.discriminator, self.optimizer_d)
 
         self.discriminator.requires_grad_(False)  # G's step has no use for D's gradients
         loss_g = generator_loss(self.discriminator(fake), batch_size)
-        self._descend(loss_g, self.generator, self.optimizer_g)
+        _descend(loss_g, self.generator, self.optimizer_g)
         self.discriminator.requires_grad_(True)
 
         d_real, d_fake = (
             torch.sigmoid(a.detach()).sum() / batch_size for a in (real_logits, fake_logits)
         )
         return torch.stack([loss_d.detach(), loss_g.detach(), d_real, d_fake])
-
-    def _descend(self, loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Takes one step down the gradient of all workers' losses together."""
-        optimizer.zero_grad()
-        loss.backward()
-        if world_size() > 1:
-            small = [p.grad for p in network.parameters() if p.numel() < LARGE]
-            together = torch.cat([gradient.flatten() for gradient in small])
-            dist.all_reduce(together)
-            parts = together.split([gradient.numel() for gradient in small])
-            for gradient, part in zip(small, parts, strict=True):
-                gradient.copy_(part.view_as(gradient))
-            while self._sums:
-                self._sums.pop().wait()
-        optimizer.step()
-
-    def _sum_early(self, parameter: Tensor) -> None:
-        """Begins to add a gradient up while the backward pass goes on to the layers before."""
-        if world_size() > 1:
-            self._sums.append(dist.all_reduce(parameter.grad, async_op=True))
 
 
 def train_epoch(gan: GAN, images: Tensor, seed: int, epoch: int, batch_size: int) -> Tensor:
@@ -282,3 +257,20 @@ def share(count: int) -> slice:
     """Returns this worker's share of `count` things: shares differ by one at the most."""
     rank = dist.get_rank() if world_size() > 1 else 0
     return slice(count * rank // world_size(), count * (rank + 1) // world_size())
+
+
+def _descend(loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Takes one step down the gradient of all workers' losses together."""
+    optimizer.zero_grad()
+    loss.backward()
+    if world_size() > 1:
+        gradients = [parameter.grad for parameter in network.parameters()]
+        small = [gradient for gradient in gradients if gradient.numel() < LARGE]
+        together = torch.cat([gradient.flatten() for gradient in small])
+        sums = [g for g in gradients if g.numel() >= LARGE] + [together]
+        for work in [dist.all_reduce(gradient, async_op=True) for gradient in sums]:
+            work.wait()
+        parts = together.split([gradient.numel() for gradient in small])
+        for gradient, part in zip(small, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+    optimizer.step()
