@@ -114,7 +114,7 @@ def read_trials(results: str) -> list[Trial]:
         NoResults: the folder is not there, or holds neither.
     """
     folder = open_folder(results)
-    if "params.json" in folder.files:
+    if {"params.json", "settings.json"} <= folder.files.keys():  # a trial's folder has no settings
         return [_run(folder)]
     states = {state["relative_logdir"]: state for state in _states(folder)}
     named = {
