@@ -15,7 +15,7 @@ import torch
 from scripts import run, started, wait_for
 
 from analysis.results import read_trials
-from jobs import storage, sweep
+from jobs import flags, storage, sweep
 from jobs.cluster import WORKER_ENVIRONMENT
 from models import checkpoint
 
@@ -382,10 +382,9 @@ def test_fresh_means_a_new_folder_and_deletes_nothing(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_the_command_to_go_on_names_the_fresh_folder(monkeypatch, tmp_path):
-    folder = storage.run_folder(str(tmp_path), "new", fresh=False)
+def test_the_command_to_go_on_names_the_fresh_folder(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["jobs/sweep.py", "--fresh", "--storage", "a b"])
-    assert sweep.again(folder) == "python jobs/sweep.py --storage 'a b' --name new"
+    assert flags.again("new") == "python jobs/sweep.py --storage 'a b' --name new"
 
 
 def test_the_default_preset_is_the_reports_three_figures(monkeypatch):
