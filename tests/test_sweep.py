@@ -15,8 +15,9 @@ import torch
 from scripts import run, started, wait_for
 
 from analysis.results import read_trials
-from jobs import flags, storage, sweep
+from jobs import storage, sweep
 from jobs.cluster import WORKER_ENVIRONMENT
+from jobs.flags import again
 from models import checkpoint
 
 EPOCHS = 6
@@ -384,7 +385,7 @@ def test_fresh_means_a_new_folder_and_deletes_nothing(tmp_path):
 
 def test_the_command_to_go_on_names_the_fresh_folder(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["jobs/sweep.py", "--fresh", "--storage", "a b"])
-    assert flags.again("new") == "python jobs/sweep.py --storage 'a b' --name new"
+    assert again("new") == "python jobs/sweep.py --storage 'a b' --name new"
 
 
 def test_the_default_preset_is_the_reports_three_figures(monkeypatch):
