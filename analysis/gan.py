@@ -20,16 +20,14 @@ from torch import Tensor
 
 from analysis.arguments import Parser
 from analysis.figures import COLORS, save
+from analysis.images import GREY, seen_table, tiled
+from analysis.interpolation import draw_interpolation, pairs_of
 from analysis.results import NoResults, Trial, read_trials
 from models import classifier, digits, gan, quality
 from models.randomness import generator as random_generator
 
 GRID = 8  # rows and columns of a grid of images
 NEAREST = 2_000  # images of which the nearest training image is looked for
-STEPS = 7  # images between the two ends of an interpolation
-SURE = 0.99  # what the classifier gives to the digit at an end of an interpolation, or more
-PAIRS = ((0, 6), (3, 8), (4, 9), (7, 1), (5, 2))
-GREY = {"cmap": "gray", "vmin": -1, "vmax": 1}  # one scale for all images
 
 
 def read_run(results: str) -> tuple[Trial, dict[int, gan.Generator]]:
@@ -57,31 +55,12 @@ def read_run(results: str) -> tuple[Trial, dict[int, gan.Generator]]:
     return run, dict(sorted(generators.items()))
 
 
-def show(axes: plt.Axes, image: Tensor) -> None:
-    """Draws an image (784,), and no axes."""
-    axes.imshow(image.view(digits.SIDE, digits.SIDE), **GREY)
-    axes.set_axis_off()
-
-
-def tiled(images: Tensor, columns: int = GRID) -> Tensor:
-    """Returns images (n, 784) as one, n / columns rows of them, two pixels of black between."""
-    square = images.view(-1, columns, digits.SIDE, digits.SIDE)
-    apart = torch.nn.functional.pad(square, (1, 1, 1, 1), value=-1.0)
-    return apart.transpose(1, 2).flatten(2).flatten(0, 1)  # (rows * 30, columns * 30)
-
-
 def grid_figure(images: Tensor, title: str) -> Figure:
     figure, axes = plt.subplots(figsize=(5, 5.3))
-    axes.imshow(tiled(images), **GREY)
+    axes.imshow(tiled(images, GRID), **GREY)
     axes.set_axis_off()
     axes.set_title(title, size=10)
     return figure
-
-
-def seen_table(images: Tensor, eye: classifier.Classifier) -> pd.DataFrame:
-    """Returns what the classifier sees in each image: the digit, and how sure it is."""
-    confidence, digit = quality.look(images, eye).logits.softmax(1).max(1)
-    return pd.DataFrame({"image": range(len(images)), "digit": digit, "confidence": confidence})
 
 
 def draw_grids(
@@ -115,7 +94,7 @@ def draw_training(run: Trial, generators: dict[int, gan.Generator], out: Path) -
     path = out / "training.gif"
     with writer.saving(figure, path, dpi=80):
         for epoch, generator in generators.items():
-            axes.images[0].set_data(tiled(gan.draw(generator, grid_latents(run))))
+            axes.images[0].set_data(tiled(gan.draw(generator, grid_latents(run)), GRID))
             axes.set_title(f"epoch {epoch}", size=10)
             for _ in range(6 if epoch == max(generators) else 1):  # the last one stands still
                 writer.grab_frame()
@@ -213,93 +192,6 @@ def draw_nearest(nearest: pd.DataFrame, out: Path) -> Path:
     return save(figure, nearest, out, "nearest")
 
 
-def slerp(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
-    """Returns points on the arc between two vectors (d,), at shares t (n,) of its angle: (n, d).
-
-    Spherical interpolation (Shoemake 1985; for latent vectors, White 2016): vectors drawn from
-    N(0, 1) have lengths near sqrt(d), and points of the straight line between two are shorter.
-    """
-    angle = torch.acos(torch.cosine_similarity(start, end, dim=0).clamp(-1, 1))
-    t = t[:, None]
-    return (torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end) / torch.sin(angle)
-
-
-def lerp(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
-    """Returns points on the straight line between two vectors (d,), at shares t (n,): (n, d)."""
-    return torch.lerp(start, end, t[:, None])
-
-
-PATHS = {"linear": lerp, "spherical": slerp}
-
-
-def find_latents(
-    run: Trial, generator: gan.Generator, eye: classifier.Classifier
-) -> dict[int, Tensor]:
-    """Returns for each digit a latent vector of which the classifier is sure: the first found.
-
-    A digit of which it never is has its best one; one that is never seen, none.
-    """
-    config = run.config
-    z = gan.latents(config["seed"], "ends", count=gan.SAMPLES, latent_dim=config["latent_dim"])
-    seen = seen_table(gan.draw(generator, z), eye)
-    found = {}
-    for digit, rows in seen.groupby("digit"):
-        sure = rows["confidence"].clip(upper=SURE)
-        found[digit] = z[int(rows.loc[sure.idxmax(), "image"])]  # the first of the surest
-    return found
-
-
-def smoothness(features: Tensor) -> float:
-    """Returns the largest step of a path of features (n, d) over its mean step: 1 is even."""
-    steps = features.diff(dim=0).norm(dim=1)
-    return (steps.max() / steps.mean()).item()
-
-
-def draw_interpolation(
-    run: Trial,
-    generator: gan.Generator,
-    eye: classifier.Classifier,
-    pairs: list[tuple[int, int]],
-    out: Path,
-) -> Path:
-    """Draws Figure 7: for each pair of digits a path from one to the other, straight and on an arc.
-
-    A pair with a digit that the generator never draws is left out, and told.
-
-    Raises:
-        NoResults: no pair is left.
-    """
-    ends = find_latents(run, generator, eye)
-    never = sorted({digit for pair in pairs for digit in pair} - ends.keys())
-    if never:
-        print(f"never seen in {gan.SAMPLES} samples: {', '.join(map(str, never))}")
-    pairs = [pair for pair in pairs if set(pair) <= ends.keys()]
-    if not pairs:
-        raise NoResults("no Figure 7: the digits to interpolate between are never drawn")
-    t = torch.linspace(0, 1, STEPS + 2)
-    rows = [(*pair, path) for pair in pairs for path in PATHS]
-    figure, grid = plt.subplots(len(rows), len(t), figsize=(9, 1.28 * len(rows)), squeeze=False)
-    tables = []
-    for (start, end, path), line in zip(rows, grid, strict=True):
-        images = gan.draw(generator, PATHS[path](ends[start], ends[end], t))
-        uneven = smoothness(quality.look(images, eye).features)
-        seen = seen_table(images, eye)
-        for axes, image, digit, sure in zip(
-            line, images, seen["digit"], seen["confidence"], strict=True
-        ):
-            show(axes, image)
-            axes.text(0.5, -0.04, f"{digit}  {sure:.0%}", ha="center", va="top", size=8,
-                      transform=axes.transAxes)  # fmt: skip
-        name = f"{start} to {end}\n{path}\nlargest step\n{uneven:.1f} x mean"
-        line[0].text(-0.12, 0.5, name, ha="right", va="center", size=8,
-                     transform=line[0].transAxes)  # fmt: skip
-        labels = {"from": start, "to": end, "path": path, "t": t, "largest/mean step": uneven}
-        tables.append(pd.DataFrame(labels).join(seen[["digit", "confidence"]]))
-    title = f"Figure 7: interpolation in {STEPS} steps, and what a classifier sees"
-    grid[0][len(t) // 2].set_title(title, size=10)
-    return save(figure, pd.concat(tables), out, "figure7")
-
-
 def parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("results", metavar="RESULTS", help="a run of jobs/gan.py: folder or URI")
@@ -310,17 +202,6 @@ def parser() -> Parser:
             help=f"interpolate {end} this digit (several pairs)",
         )  # fmt: skip
     return parser
-
-
-def pairs_of(start: int | None, end: int | None) -> list[tuple[int, int]]:
-    """Returns the pairs of digits to interpolate between, of what --from and --to say."""
-    if start is None and end is None:
-        return list(PAIRS)
-    if start is None or end is None:
-        raise NoResults("--from and --to go together")
-    if start == end:
-        raise NoResults(f"--from {start} --to {end}: interpolate between two different digits")
-    return [(start, end)]
 
 
 def main() -> int:
@@ -357,7 +238,7 @@ def main() -> int:
         f"test images {medians['test images']:.2f}"
     )
     try:
-        pictures.append(draw_interpolation(run, generator, eye, pairs, out))
+        pictures.append(draw_interpolation(generator, config["seed"], eye, pairs, out))
         missed = False
     except NoResults as error:  # the other figures are drawn all the same
         print(f"analysis/gan.py: {error}", file=sys.stderr)

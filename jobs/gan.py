@@ -11,7 +11,6 @@ The same command again continues, from the last epoch that was done.
 import json
 import math
 import os
-import shlex
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
@@ -22,13 +21,12 @@ import torch
 from ray import train
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from torch import distributed as dist
 
 from jobs import cluster, flags, storage
 from jobs.flags import Trouble, setting
-from jobs.progress import plural
+from jobs.progress import plural, tell_end
 from jobs.training import Progress, mend_snapshot, run_training
-from models import checkpoint, classifier, digits, gan, quality
+from models import checkpoint, classifier, digits, gan, parallel, quality
 
 LARGEST_LATENT_DIM = 10_000  # an epoch's latent vectors are in memory together
 
@@ -119,6 +117,8 @@ def train_worker(config: dict[str, Any]) -> None:
     rank = train.get_context().get_world_rank()
     torch.set_num_threads(config["threads"])
     device = get_device()
+    if device.type == "cpu":
+        parallel.let_senders_finish()
     data = digits.load(training.data).to(device)
     trained = gan.GAN(
         training.latent_dim, training.seed, training.lr, training.betas, device=device
@@ -161,7 +161,7 @@ def train_worker(config: dict[str, Any]) -> None:
             "epoch_seconds": time.perf_counter() - began,
             "restored_epoch": restored_epoch,
             "ended_at": time.time(),  # seconds since 1970
-            "workers": gan.world_size(),
+            "workers": parallel.world_size(),
             "device": str(device),
             "threads": torch.get_num_threads(),
             "pid": os.getpid(),
@@ -204,19 +204,17 @@ class Judge:
 
     def measure(self, generator: gan.Generator, rank: int) -> dict[str, float]:
         """Returns the measures on the first worker, nothing on others: they draw and look only."""
-        mine = gan.share(len(self.z))
+        mine = parallel.share(len(self.z))
         seen = quality.look(gan.draw(generator, self.z[mine]), self.eye)
-        if gan.world_size() > 1:
-            whole = quality.Seen(*(p.new_zeros(len(self.z), p.shape[1]) for p in seen))
-            for together, part in zip(whole, seen, strict=True):
-                together[mine] = part
-                dist.all_reduce(together)
-            seen = whole
+        whole = quality.Seen(*(part.new_zeros(len(self.z), part.shape[1]) for part in seen))
+        for together, part in zip(whole, seen, strict=True):
+            together[mine] = part
+        parallel.add_up(whole)
         if rank > 0:
             return {}
         if self.reference is None:
             self.reference = quality.Reference.of(digits.scaled(self.images), self.eye)
-        return quality.measure(seen, self.reference)
+        return quality.measure(whole, self.reference)
 
 
 def report(
@@ -329,7 +327,7 @@ def main() -> int:
     training, run, workers = settings()
     folder = storage.run_folder(run.storage, run.name, run.fresh)
     storage.compare(folder, [asdict(training)])
-    done = epochs_done(folder, training)
+    done, failures = epochs_done(folder, training), []
     if done < training.epochs:
         cluster.connect(run.address)
         workers, resources = cluster.worker_group(workers, run.cpus_per_worker, run.gpus_per_worker)
@@ -343,13 +341,7 @@ def main() -> int:
         progress = Progress(folder, training.epochs)
         failures = run_training(trainer(folder, training, workers, resources), progress)
         done = epochs_done(folder, training)
-        print("".join(f"failed: {failure}\n" for failure in failures), end="")
-    print(f"{done} of {plural(training.epochs, 'epoch')} done: {folder.uri}")
-    if done < training.epochs:
-        print(f"to continue: {flags.again(folder.name)}")
-        return 1 if failures else flags.INTERRUPTED
-    print(f"next: python analysis/gan.py {shlex.quote(folder.uri)}")
-    return 0
+    return tell_end(done, training.epochs, "epoch", folder, failures, "analysis/gan.py")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
-"""What a job says while it runs: a line on how far it is, and lengths of time in words."""
+"""What a job says: a line on how far it is, lengths of time in words, and how it ended."""
 
 import os
+import shlex
 import shutil
 import sys
 import time
 from collections.abc import Callable
+
+from jobs import flags
+from jobs.storage import Folder
 
 
 class StatusLine:
@@ -48,3 +52,16 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02} s" if minutes < 10 else f"{minutes} min"
     return f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def tell_end(
+    done: int, wanted: int, thing: str, folder: Folder, failures: list[str], script: str
+) -> int:
+    """Tells what a job has done, and what to type now: returns its exit code."""
+    print("".join(f"failed: {failure}\n" for failure in failures), end="")
+    print(f"{done} of {plural(wanted, thing)} done: {folder.uri}")
+    if done < wanted:
+        print(f"to continue: {flags.again(folder.name)}")
+        return 1 if failures else flags.INTERRUPTED
+    print(f"next: python {script} {shlex.quote(folder.uri)}")
+    return 0

@@ -10,7 +10,6 @@ The same command again continues: finished trials stay, the others go on from th
 
 import math
 import os
-import shlex
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from ray import tune
 
 from jobs import cluster, flags, storage, tuning
 from jobs.flags import Trouble, setting, shown
+from jobs.progress import tell_end
 from models import checkpoint, palindromes, recurrent
 from models.randomness import generator
 
@@ -300,7 +300,7 @@ def main() -> int:
     configs = {trial_name(config): config for part in parts for config in trial_configs(part)}
     folder = storage.run_folder(run.storage, run.name, run.fresh)
     storage.compare(folder, identity)
-    finished = finished_trials(folder, configs)
+    finished, failures = finished_trials(folder, configs), []
     if len(finished) < len(configs):
         cluster.connect(run.address)
         resources = cluster.resources(run.cpus_per_trial, run.gpus_per_trial)
@@ -311,13 +311,7 @@ def main() -> int:
         print(f"results: {folder.uri}", flush=True)
         failures = run_trials(tuner(folder, configs, finished, run, resources))
         finished = finished_trials(folder, configs)
-        print("".join(f"failed: {failure}\n" for failure in failures), end="")
-    print(f"{len(finished)} of {len(configs)} trials done: {folder.uri}")
-    if len(finished) < len(configs):
-        print(f"to continue: {flags.again(folder.name)}")
-        return 1 if failures else flags.INTERRUPTED
-    print(f"next: python analysis/sweep.py {shlex.quote(folder.uri)}")
-    return 0
+    return tell_end(len(finished), len(configs), "trial", folder, failures, "analysis/sweep.py")
 
 
 if __name__ == "__main__":

@@ -13,15 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.nn import functional as F
 
-from models import digits
+from models import digits, parallel
 from models.randomness import generator as random_generator
 
 SLOPE = 0.2  # of LeakyReLU, on the negative side
 SAMPLES = 10_000  # as many as MNIST has test images
-LARGE = 100_000  # numbers in a gradient from which on it is added up by itself, not with others
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):
@@ -31,7 +29,7 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
     """
 
     def forward(self, x: Tensor) -> Tensor:  # (share, features)
-        if not self.training or world_size() == 1:
+        if not self.training or parallel.world_size() == 1:
             return super().forward(x)
         y, mean, variance, count = _Normalize.apply(x, self.weight, self.bias, self.eps)
         self.running_mean.lerp_(mean, self.momentum)
@@ -52,7 +50,7 @@ class _Normalize(torch.autograd.Function):
         # the mean square and the squared mean would lose the variance of what is far from zero.
         deviations = (x - mean).square().sum(0)
         count = x.new_full((1,), len(x))  # shares may be uneven
-        each = _of_all_workers(torch.cat([mean, deviations, count]))
+        each = parallel.gather(torch.cat([mean, deviations, count]))
         means, deviations, counts = each.split([len(mean), len(mean), 1], dim=1)  # (workers, …)
         count = counts.sum()
         mean = (counts * means).sum(0) / count
@@ -67,19 +65,9 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         normal, scale, count = ctx.saved_tensors
         of_bias, of_weight = gradient.sum(0), (gradient * normal).sum(0)
-        sums = _of_all_workers(torch.cat([of_bias, of_weight])).sum(0)
+        sums = parallel.gather(torch.cat([of_bias, of_weight])).sum(0)
         mean, slope = (sums / count).chunk(2)
         return scale * (gradient - mean - normal * slope), of_weight, of_bias, None
-
-
-def _of_all_workers(x: Tensor) -> Tensor:
-    """Returns the vectors (n,) that the workers have, one each, as (workers, n).
-
-    For what is small, gloo gathers in a fraction of the time that it takes to add up.
-    """
-    gathered = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(gathered, x)
-    return torch.stack(gathered)
 
 
 class Generator(nn.Sequential):
@@ -217,14 +205,13 @@ def train_epoch(gan: GAN, images: Tensor, seed: int, epoch: int, batch_size: int
     order = torch.randperm(len(images), generator=random_generator(seed, "order", epoch))
     z = latents(seed, "z", epoch, count=steps * batch_size, latent_dim=latent_dim)
     order, z = order.to(weight.device), z.to(weight)
-    mine = share(batch_size)
+    mine = parallel.share(batch_size)
     total = weight.new_zeros(4)
     for step in range(0, steps * batch_size, batch_size):
         part = slice(step + mine.start, step + mine.stop)
         real = digits.scaled(images[order[part]]).to(weight)
         total += gan.step(real, z[part], batch_size)
-    if world_size() > 1:
-        dist.all_reduce(total)
+    parallel.add_up([total])
     return total / steps
 
 
@@ -248,29 +235,9 @@ def draw(generator: Generator, z: Tensor, batch_size: int = 1000) -> Tensor:
     return drawn
 
 
-def world_size() -> int:
-    """Returns how many workers train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def share(count: int) -> slice:
-    """Returns this worker's share of `count` things: shares differ by one at the most."""
-    rank = dist.get_rank() if world_size() > 1 else 0
-    return slice(count * rank // world_size(), count * (rank + 1) // world_size())
-
-
 def _descend(loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Takes one step down the gradient of all workers' losses together."""
+    """Takes one step of a network down the gradient of all workers' losses together."""
     optimizer.zero_grad()
     loss.backward()
-    if world_size() > 1:
-        gradients = [parameter.grad for parameter in network.parameters()]
-        small = [gradient for gradient in gradients if gradient.numel() < LARGE]
-        together = torch.cat([gradient.flatten() for gradient in small])
-        sums = [g for g in gradients if g.numel() >= LARGE] + [together]
-        for work in [dist.all_reduce(gradient, async_op=True) for gradient in sums]:
-            work.wait()
-        parts = together.split([gradient.numel() for gradient in small])
-        for gradient, part in zip(small, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
+    parallel.add_up(p.grad for p in network.parameters())
     optimizer.step()

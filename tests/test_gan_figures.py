@@ -13,6 +13,8 @@ from scripts import run
 from sets import part_of_mnist
 
 from analysis import gan as drawing
+from analysis import images as pictures
+from analysis import interpolation
 from analysis.results import NoResults, read_trials
 from models import checkpoint, classifier, digits, gan
 
@@ -34,7 +36,9 @@ def trained(tmp_path_factory) -> Path:
 def seen_digits(trained) -> list[int]:
     """The digits that the classifier sees in what the small run's generator draws."""
     trial, generators = drawing.read_run(str(trained))
-    found = sorted(drawing.find_latents(trial, generators[3], classifier.load()))
+    found = sorted(
+        interpolation.find_latents(generators[3], trial.config["seed"], classifier.load())
+    )
     assert len(found) > 1  # else there is nothing to interpolate between
     return found
 
@@ -102,25 +106,25 @@ def test_a_row_of_figure_7_has_seven_images_between_its_ends(drawn, seen_digits)
 def test_the_paths_join_their_ends_and_the_arc_keeps_the_length():
     start, end = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 3.0])
     t = torch.linspace(0, 1, 5)
-    for path in (drawing.lerp, drawing.slerp):
+    for path in (interpolation.lerp, interpolation.slerp):
         torch.testing.assert_close(path(start, end, t)[[0, -1]], torch.stack([start, end]))
-    arc = drawing.slerp(start, end, t)
+    arc = interpolation.slerp(start, end, t)
     torch.testing.assert_close(arc.norm(dim=1), torch.full((5,), 3.0))
     quarter = torch.tensor([3 * math.cos(math.pi / 8), 3 * math.sin(math.pi / 8)])
     torch.testing.assert_close(arc[1], quarter)
-    torch.testing.assert_close(drawing.lerp(start, end, t)[2], torch.tensor([1.5, 1.5]))
+    torch.testing.assert_close(interpolation.lerp(start, end, t)[2], torch.tensor([1.5, 1.5]))
 
 
 def test_an_even_path_has_a_smoothness_of_one_and_a_jump_more():
     even = torch.arange(9.0)[:, None].expand(9, 3)
-    assert drawing.smoothness(even) == pytest.approx(1)
+    assert interpolation.smoothness(even) == pytest.approx(1)
     jump = torch.tensor([[0.0], [0.0], [0.0], [4.0], [4.0]])
-    assert drawing.smoothness(jump) == pytest.approx(4)
+    assert interpolation.smoothness(jump) == pytest.approx(4)
 
 
 def test_a_grid_shows_each_image_in_its_place():
     images = torch.arange(6.0)[:, None].expand(6, digits.PIXELS)
-    grid = drawing.tiled(images, columns=3)
+    grid = pictures.tiled(images, columns=3)
     assert grid.shape == (60, 90)
     assert grid[15, 15::30].tolist() == [0, 1, 2]
     assert grid[45, 15::30].tolist() == [3, 4, 5]
@@ -129,7 +133,7 @@ def test_a_grid_shows_each_image_in_its_place():
 
 def test_what_is_seen_in_real_digits_is_what_they_are():
     test = digits.load().test
-    seen = drawing.seen_table(digits.scaled(test.images[:200]), classifier.load())
+    seen = pictures.seen_table(digits.scaled(test.images[:200]), classifier.load())
     assert (torch.tensor(seen["digit"].to_numpy()) == test.labels[:200]).double().mean() > 0.97
 
 
