@@ -244,6 +244,8 @@ def trainer(
 ) -> TorchTrainer:
     """Returns what trains with as many workers as there are, from the least to the most."""
     least, most = workers
+    if least < most:  # after a node is lost, Ray first waits for as many workers as there were
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     return TorchTrainer(
         train_worker,
         train_loop_config={
