@@ -114,11 +114,12 @@ def train_worker(config: dict[str, Any]) -> None:
     """
     training: Training = config["training"]
     folder = storage.open_folder(config["folder"])
-    rank = train.get_context().get_world_rank()
-    torch.set_num_threads(config["threads"])
+    worker, threads = train.get_context(), config["threads"]
+    rank = worker.get_world_rank()
+    torch.set_num_threads(threads)
     device = get_device()
     if device.type == "cpu":
-        parallel.let_senders_finish()
+        parallel.settle_on_cores(worker.get_local_rank(), worker.get_local_world_size(), threads)
     data = digits.load(training.data).to(device)
     trained = gan.GAN(
         training.latent_dim, training.seed, training.lr, training.betas, device=device

@@ -23,7 +23,7 @@ from ray import tune
 
 from jobs import cluster, flags, storage, tuning
 from jobs.flags import Trouble, setting, shown
-from jobs.progress import tell_end
+from jobs.progress import plural, tell_end
 from models import checkpoint, palindromes, recurrent
 from models.randomness import generator
 
@@ -305,7 +305,7 @@ def main() -> int:
         cluster.connect(run.address)
         resources = cluster.resources(run.cpus_per_trial, run.gpus_per_trial)
         storage.claim(folder, identity)
-        print(f"{len(configs)} trials, {len(finished)} of them done:")
+        print(f"{plural(len(configs), 'trial')}, {len(finished)} of them done:")
         print("\n".join(f"  {describe(part)}" for part in parts))
         print(cluster.plan(resources, run.max_concurrent))
         print(f"results: {folder.uri}", flush=True)

@@ -48,7 +48,7 @@ class _Normalize(torch.autograd.Function):
         mean = x.mean(0)
         # Sums of squared deviations, merged as by Chan, Golub & LeVeque (1983): the difference of
         # the mean square and the squared mean would lose the variance of what is far from zero.
-        deviations = (x - mean).square().sum(0)
+        deviations = (x - mean).square_().sum(0)
         count = x.new_full((1,), len(x))  # shares may be uneven
         each = parallel.gather(torch.cat([mean, deviations, count]))
         means, deviations, counts = each.split([len(mean), len(mean), 1], dim=1)  # (workers, …)
@@ -56,7 +56,7 @@ class _Normalize(torch.autograd.Function):
         mean = (counts * means).sum(0) / count
         variance = (deviations + counts * (means - mean).square()).sum(0) / count
         scale = torch.rsqrt(variance + eps)
-        normal = (x - mean) * scale
+        normal = (x - mean).mul_(scale)
         ctx.save_for_backward(normal, weight * scale, count)
         ctx.mark_non_differentiable(mean, variance, count)
         return torch.addcmul(bias, normal, weight), mean, variance, count
@@ -67,7 +67,8 @@ class _Normalize(torch.autograd.Function):
         of_bias, of_weight = gradient.sum(0), (gradient * normal).sum(0)
         sums = parallel.gather(torch.cat([of_bias, of_weight])).sum(0)
         mean, slope = (sums / count).chunk(2)
-        return scale * (gradient - mean - normal * slope), of_weight, of_bias, None
+        of_x = (gradient - mean).addcmul_(normal, slope, value=-1).mul_(scale)
+        return of_x, of_weight, of_bias, None
 
 
 class Generator(nn.Sequential):
@@ -183,10 +184,9 @@ class GAN:
         _descend(loss_g, self.generator, self.optimizer_g)
         self.discriminator.requires_grad_(True)
 
-        d_real, d_fake = (
-            torch.sigmoid(a.detach()).sum() / batch_size for a in (real_logits, fake_logits)
-        )
-        return torch.stack([loss_d.detach(), loss_g.detach(), d_real, d_fake])
+        losses = torch.stack([loss_d, loss_g]).detach()
+        probabilities = torch.sigmoid(logits.detach()).view(2, -1)  # of real images, of fake ones
+        return torch.cat([losses, probabilities.sum(1) / batch_size])
 
 
 def train_epoch(gan: GAN, images: Tensor, seed: int, epoch: int, batch_size: int) -> Tensor:
@@ -209,7 +209,7 @@ def train_epoch(gan: GAN, images: Tensor, seed: int, epoch: int, batch_size: int
     total = weight.new_zeros(4)
     for step in range(0, steps * batch_size, batch_size):
         part = slice(step + mine.start, step + mine.stop)
-        real = digits.scaled(images[order[part]]).to(weight)
+        real = digits.scaled(images.index_select(0, order[part])).to(weight)
         total += gan.step(real, z[part], batch_size)
     parallel.add_up([total])
     return total / steps
@@ -237,7 +237,7 @@ def draw(generator: Generator, z: Tensor, batch_size: int = 1000) -> Tensor:
 
 def _descend(loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Takes one step of a network down the gradient of all workers' losses together."""
-    optimizer.zero_grad()
-    loss.backward()
-    parallel.add_up(p.grad for p in network.parameters())
+    network.zero_grad()
+    with parallel.gradients_added_up(network):
+        loss.backward()
     optimizer.step()

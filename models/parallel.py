@@ -4,8 +4,8 @@ One process alone is one worker: then nothing here communicates.
 """
 
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -13,10 +13,10 @@ import torch
 # imported, as torch.optim does in time. Kept beyond destroy_process_group(), gloo's threads meet
 # the end of the interpreter, and the process ends by SIGABRT once in a while.
 import torch.distributed.nn
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
-LARGE = 100_000  # numbers in a tensor from which on it is added up by itself, not with others
+LARGE = 100_000  # numbers in a gradient from which on it travels by itself
 
 
 def world_size() -> int:
@@ -41,30 +41,65 @@ def gather(x: Tensor) -> Tensor:
 
 
 def add_up(tensors: Iterable[Tensor]) -> None:
-    """Puts the sum over all workers into each tensor; the small ones travel together."""
-    if world_size() == 1:
-        return
-    tensors = list(tensors)
-    small = [tensor for tensor in tensors if tensor.numel() < LARGE]
-    sums = [tensor for tensor in tensors if tensor.numel() >= LARGE]
-    if small:
-        sums.append(torch.cat([tensor.flatten() for tensor in small]))
-    for work in [dist.all_reduce(tensor, async_op=True) for tensor in sums]:
-        work.wait()
-    if small:
-        parts = sums[-1].split([tensor.numel() for tensor in small])
-        for tensor, part in zip(small, parts, strict=True):
-            tensor.copy_(part.view_as(tensor))
+    """Puts the sum over all workers into each tensor."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
 
 
-def let_senders_finish() -> None:
-    """Keeps gloo's threads from taking the core from each other; without effect but on Linux.
+@contextmanager
+def gradients_added_up(network: nn.Module) -> Iterator[None]:
+    """Makes the gradients that `backward` computes within the block their sums over all workers.
 
-    On a worker's only core, the thread that receives takes over from the one that sends, finds the
-    connection locked by it, and asks again and again, until the scheduler's next tick, 4 ms later.
-    Threads of policy SCHED_BATCH wait until the core is free instead.
+    The large ones travel while it computes the next, the small ones together at the end.
     """
-    if world_size() > 1 and hasattr(os, "SCHED_BATCH"):
-        for thread in os.listdir("/proc/self/task"):
-            with suppress(ProcessLookupError):  # it has ended meanwhile
-                os.sched_setscheduler(int(thread), os.SCHED_BATCH, os.sched_param(0))
+    if world_size() == 1:
+        yield
+        return
+    under_way = []
+
+    def start(parameter: Tensor) -> None:
+        under_way.append(dist.all_reduce(parameter.grad, async_op=True))
+
+    parameters = list(network.parameters())
+    small = [parameter for parameter in parameters if parameter.numel() < LARGE]
+    large = [parameter for parameter in parameters if parameter.numel() >= LARGE]
+    hooks = [parameter.register_post_accumulate_grad_hook(start) for parameter in large]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    together = torch.cat([parameter.grad.flatten() for parameter in small])
+    dist.all_reduce(together)
+    parts = together.split([parameter.numel() for parameter in small])
+    for parameter, part in zip(small, parts, strict=True):
+        parameter.grad.copy_(part.view_as(parameter))
+    for work in under_way:
+        work.wait()
+
+
+def settle_on_cores(local_rank: int, local_workers: int, threads: int) -> None:
+    """Keeps threads of the workers out of each other's way; without effect but on Linux.
+
+    Where the workers of this machine fill it, each has its own cores: a thread of gloo that runs on
+    the core of another worker holds that up, and all wait for it at the next batch norm.
+
+    On a worker's only core, gloo's thread that receives takes over from the one that sends, finds
+    the connection locked by it, and asks again and again, until the scheduler's next tick, 4 ms
+    later. Threads of policy SCHED_BATCH wait until the core is free instead.
+
+    Args:
+        local_rank: of this worker, among those of its machine.
+        local_workers: how many these are.
+        threads: that each computes with.
+    """
+    if world_size() == 1 or not hasattr(os, "SCHED_BATCH"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) == local_workers * threads:
+        cores = cores[local_rank * threads : (local_rank + 1) * threads]
+    for thread in map(int, os.listdir("/proc/self/task")):
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            os.sched_setaffinity(thread, cores)
+            os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))

@@ -115,7 +115,7 @@ def as_one_of(rank: int, workers: int, threads: int, folder: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=workers
     )
-    parallel.let_senders_finish()
+    parallel.settle_on_cores(rank, workers, threads)
     found = images_per_second(512)
     if rank == 0:
         Path(folder, "found").write_text(str(found))

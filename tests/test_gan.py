@@ -1,4 +1,5 @@
 import math
+import os
 from functools import cache
 from pathlib import Path
 
@@ -95,7 +96,11 @@ def train_as_one_of(rank: int, workers: int, folder: Path) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/{workers}", rank=rank, world_size=workers
     )
-    parallel.let_senders_finish()
+    cores = sorted(os.sched_getaffinity(0))
+    parallel.settle_on_cores(rank, workers, threads=1)
+    if workers == len(cores) > 1:
+        mine = {cores[rank]}
+        assert all(os.sched_getaffinity(int(t)) == mine for t in os.listdir("/proc/self/task"))
     found = {}
     for dtype, betas in BETAS.items():
         trained = GAN(100, 0, 0.0002, betas, dtype=dtype)

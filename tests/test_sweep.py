@@ -223,7 +223,7 @@ def test_an_environment_whose_path_has_a_space_runs_trials(tmp_path):
     command = [python, *scripts.command("jobs/sweep.py", *flags)[1:]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 of 1 trials done" in done.stdout
+    assert "1 of 1 trial done" in done.stdout
 
 
 def test_ctrl_c_ends_soon_and_says_how_to_go_on(tmp_path):
