@@ -4,10 +4,13 @@ import logging
 import os
 import shlex
 import sys
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from jobs import storage
 from jobs.autoscaling import launchable
 from jobs.flags import Trouble
 from jobs.progress import plural
@@ -38,7 +41,11 @@ def connect(address: str | None) -> None:
     """Connects to the cluster at `address`, else to the one running here, else starts Ray here."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    for name in ("tune", "execution.experiment_state"):  # they tell failures a second time
+    for name in (
+        "tune",
+        "execution.experiment_state",
+        "execution.tune_controller",
+    ):  # tell failures a second time
         logging.getLogger(f"ray.tune.{name}").setLevel(logging.CRITICAL)
     runtime_env: dict[str, Any] = {"env_vars": WORKER_ENVIRONMENT}
     if " " in sys.executable:  # which Ray hands to a shell as it is, and then waits for workers
@@ -55,6 +62,29 @@ def connect(address: str | None) -> None:
             f"--address {address}: {str(error).splitlines()[0]} "
             "(does it run, and does it ask for a token? then set RAY_AUTH_MODE=token)"
         ) from None
+
+
+def check_storage(folder: storage.Folder) -> None:
+    """Raises Trouble where a node does not see what the driver writes to a local folder."""
+    living = [node for node in ray.nodes() if node["Alive"]]
+    if not folder.is_local or len(living) == 1:
+        return
+
+    @ray.remote(num_cpus=0)
+    def read(path: str) -> bytes:
+        try:
+            return Path(path).read_bytes()
+        except OSError:
+            return b""
+
+    with storage.token(folder) as (path, content):
+        for node in living:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            if ray.get(read.options(scheduling_strategy=there).remote(path)) != content:
+                raise Trouble(
+                    f"--storage: node {node['NodeManagerAddress']} does not see "
+                    f"{folder.parent}: {storage.WAYS_OUT}"
+                )
 
 
 def resources(cpus: int, gpus: str) -> dict[str, float]:

@@ -20,9 +20,10 @@ import ray
 import torch
 from ray import train
 from ray.train.collective import broadcast_from_rank_zero
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch import TorchTrainer, get_device
 
 from jobs import cluster, flags, storage
+from jobs.backend import Backend
 from jobs.flags import Trouble, setting
 from jobs.progress import plural, tell_end
 from jobs.training import Progress, mend_snapshot, run_training
@@ -116,6 +117,7 @@ def train_worker(config: dict[str, Any]) -> None:
     folder = storage.open_folder(config["folder"])
     worker, threads = train.get_context(), config["threads"]
     rank = worker.get_world_rank()
+    storage.check_seen(folder)
     torch.set_num_threads(threads)
     device = get_device()
     if device.type == "cpu":
@@ -254,7 +256,7 @@ def trainer(
             "folder": folder.uri,
             "threads": int(resources["cpu"]),
         },
-        torch_config=TorchConfig(backend="nccl" if resources["gpu"] else "gloo"),
+        torch_config=Backend(backend="nccl" if resources["gpu"] else "gloo"),
         scaling_config=train.ScalingConfig(
             num_workers=workers if least < most else most,
             use_gpu=resources["gpu"] > 0,
@@ -335,6 +337,7 @@ def main() -> int:
         cluster.connect(run.address)
         workers, resources = cluster.worker_group(workers, run.cpus_per_worker, run.gpus_per_worker)
         check_share(workers[1], training)
+        cluster.check_storage(folder)
         storage.claim(folder, [asdict(training)])
         folder.write("params.json", json.dumps(asdict(training), indent=2).encode())
         mend_snapshot(folder)

@@ -4,6 +4,10 @@ import fcntl
 import json
 import os
 import re
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ from jobs.flags import Trouble, shown
 from models import checkpoint
 
 SETTINGS = "settings.json"
+WAYS_OUT = "give --storage a folder that all nodes share, or a URI such as s3://BUCKET/runs"
 
 
 @dataclass(frozen=True)
@@ -43,14 +48,29 @@ class Folder:
 
     @property
     def name(self) -> str:
-        return self.uri.rpartition("/")[2]
+        return self._place.rpartition("/")[2]
 
     @property
     def parent(self) -> str:
-        return self.uri.rpartition("/")[0] or "/"
+        return (self._place.rpartition("/")[0] or "/") + self._options
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, fs.LocalFileSystem)
 
     def child(self, name: str) -> "Folder":
-        return Folder(f"{self.uri.rstrip('/')}/{name}", self.filesystem, f"{self.path}/{name}")
+        uri = f"{self._place.rstrip('/')}/{name}{self._options}"
+        return Folder(uri, self.filesystem, f"{self.path}/{name}")
+
+    @property
+    def _place(self) -> str:
+        return self.uri.removesuffix(self._options)
+
+    @property
+    def _options(self) -> str:
+        """What stands behind a URI, such as ?endpoint_override=… for a server that is not AWS."""
+        _, mark, options = self.uri.partition("?")
+        return "" if self.is_local else mark + options
 
 
 def open_folder(storage: str) -> Folder:
@@ -110,11 +130,43 @@ def claim(folder: Folder, settings: list[dict[str, Any]]) -> None:
     """
     try:
         folder.filesystem.create_dir(folder.path)
-        if isinstance(folder.filesystem, fs.LocalFileSystem):
+        if folder.is_local:
             _lock(folder)
         folder.write(SETTINGS, json.dumps(settings, indent=2).encode())
     except OSError as error:
         raise Trouble(f"--storage: {folder.uri} cannot be written: {error}") from None
+
+
+@contextmanager
+def token(folder: Folder) -> Iterator[tuple[str, bytes]]:
+    """Puts a file beside a run's folder on a local disk; yields its path and what is in it.
+
+    It is gone after the block, and so are the folders that it needed.
+
+    Raises:
+        Trouble: it cannot be written.
+    """
+    parent = Path(folder.path).parent
+    made = [place for place in (parent, *parent.parents) if not place.exists()]
+    path, content = parent / f".token-{uuid.uuid4().hex}", uuid.uuid4().bytes
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise Trouble(f"--storage: {parent} cannot be written: {error}") from None
+    try:
+        yield str(path), content
+    finally:
+        path.unlink()
+        with suppress(OSError):  # something else is in them now
+            for place in made:
+                place.rmdir()
+
+
+def check_seen(run: Folder) -> None:
+    """Raises OSError where this node does not see a run's folder as the driver does."""
+    if SETTINGS not in run.names():
+        raise OSError(f"{run.uri} is not seen from node {socket.gethostname()}: {WAYS_OUT}")
 
 
 def newest_checkpoint(

@@ -127,7 +127,10 @@ def train(config: dict[str, Any]) -> None:
     optimizer = OPTIMIZERS[config["optimizer"]](network.parameters(), lr=config["lr"])
 
     context = trial.get_storage()
-    folder = storage.Folder("", context.storage_filesystem, context.trial_fs_path)
+    path = context.experiment_fs_path
+    sweep = storage.Folder(path, context.storage_filesystem, path)
+    storage.check_seen(sweep)
+    folder = sweep.child(trial_name(config))
     last, damaged = storage.newest_checkpoint(folder, device)
     history = last.history if last else []
     if last:
@@ -304,6 +307,7 @@ def main() -> int:
     if len(finished) < len(configs):
         cluster.connect(run.address)
         resources = cluster.resources(run.cpus_per_trial, run.gpus_per_trial)
+        cluster.check_storage(folder)
         storage.claim(folder, identity)
         print(f"{plural(len(configs), 'trial')}, {len(finished)} of them done:")
         print("\n".join(f"  {describe(part)}" for part in parts))

@@ -91,7 +91,8 @@ def run_training(trainer: TorchTrainer, progress: Progress) -> list[str]:
         try:
             trainer.fit()
         except Exception as error:  # a worker's own, or whatever stopped Ray Train itself
-            causes = getattr(error, "worker_failures", None) or {0: error}
+            cause = getattr(error, "controller_failure", error)
+            causes = getattr(error, "worker_failures", None) or {0: cause}
             failures = [f"{type(e).__name__}: {e}".splitlines()[0] for e in causes.values()]
         finally:
             outcome.put(failures)

@@ -11,10 +11,13 @@ import sys
 from itertools import takewhile
 from pathlib import Path
 
+import boto3
 import pytest
 import yaml
+from moto.server import ThreadedMotoServer
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from ray.autoscaler._private.aws.config import bootstrap_aws
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli
 
@@ -23,6 +26,7 @@ tomllib = pytest.importorskip("tomllib")  # Python 3.10 has none
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "cluster.yaml").read_text()
 HEADER = [line[1:] for line in takewhile(lambda line: line.startswith("#"), TEXT.splitlines())]
+TOKEN = "~/.ray/auth_token"
 EC2 = {"m5.large": {"CPU": 2}, "g4dn.xlarge": {"CPU": 4, "GPU": 1}}  # Amazon's figures
 
 
@@ -101,18 +105,21 @@ def test_what_is_mounted_is_what_pip_needs_and_nothing_else(config, project):
         project["project"]["license"]["file"],
         *project["tool"]["setuptools"]["packages"],
     }
-    assert config["file_mounts"] == {f"~/suite/{name}": name for name in needed}
+    suite = {f"~/suite/{name}": name for name in needed}
+    assert config["file_mounts"] == {TOKEN: TOKEN, **suite}
     assert config["cluster_synced_files"] == []
     missing = [name for name in sorted(needed) if not (ROOT / name).exists()]
     assert not missing
 
 
 def test_every_node_installs_every_file_of_the_packages(config, project, tmp_path):
-    install, *more = config["head_setup_commands"]
-    assert config["worker_setup_commands"] == [install]
+    *common, install = config["setup_commands"]
+    assert config["worker_setup_commands"] == [*common, install]
+    more = config["head_setup_commands"][len(config["setup_commands"]) :]
     assert any("boto3" in command for command in more)  # the head starts machines with it
 
     suite, site = tmp_path / "home" / "suite", tmp_path / "site"
+    del config["file_mounts"][TOKEN]
     for remote, local in config["file_mounts"].items():
         target = tmp_path / "home" / remote.removeprefix("~/")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -144,6 +151,40 @@ def _files(folder: Path) -> set[Path]:
         for path in folder.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
+
+
+def test_amazon_lets_the_world_in_by_ssh_alone(config, monkeypatch, tmp_path):
+    """What Ray asks of AWS before it starts the head, asked of a server that stands in for it."""
+    monkeypatch.setenv("MOTO_IAM_LOAD_MANAGED_POLICIES", "true")
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", config["provider"]["region"])
+        monkeypatch.setenv("HOME", str(tmp_path))  # where it puts the key that it makes
+        role = config["available_node_types"]["worker"]["node_config"]["IamInstanceProfile"]["Name"]
+        iam = boto3.client("iam")  # which Ray makes, too, and then waits a quarter of a minute
+        iam.create_role(RoleName=role, AssumeRolePolicyDocument="{}")
+        iam.create_instance_profile(InstanceProfileName=role)
+        iam.add_role_to_instance_profile(InstanceProfileName=role, RoleName=role)
+        prepared = bootstrap_aws(config)
+        groups = boto3.client("ec2").describe_security_groups()["SecurityGroups"]
+    finally:
+        server.stop()
+
+    named = {group["GroupId"]: group for group in groups}
+    for kind in prepared["available_node_types"].values():
+        (group,) = kind["node_config"]["SecurityGroupIds"]
+        rules = named[group]["IpPermissions"]
+        from_outside = [rule for rule in rules if rule["IpRanges"] or rule["Ipv6Ranges"]]
+        assert [(rule["FromPort"], rule["ToPort"]) for rule in from_outside] == [(22, 22)]
+        assert len(kind["node_config"]["SubnetIds"]) == 3  # one in each zone
+
+
+def test_the_dashboard_listens_on_the_head_alone(config):
+    assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
 
 
 def test_all_nodes_run_one_image_whose_ray_and_python_the_project_allows(config, project):

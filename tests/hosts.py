@@ -1,0 +1,262 @@
+"""Hosts for tests: network namespaces of this machine, each with its own sshd, home and /tmp.
+
+They see each other over a switch of their own and nothing else: not the network of this machine,
+not its home folders, not this repository (but for the client, from which people type). What they
+share is Python's packages, the two cores, and the folder that a test mounts as /mnt/shared.
+"""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from scripts import TOP, wait_for
+
+USER, HOME, SHARED = "suite", "/home/suite", "/mnt/shared"
+NEEDED = {"ip": "iproute2", "sshd": "openssh-server", "rsync": "rsync", "unshare": "util-linux"}
+PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+
+missing = sorted(NEEDED[tool] for tool in NEEDED if shutil.which(tool, path=PATH) is None)
+needs_hosts = pytest.mark.skipif(
+    os.geteuid() != 0 or bool(missing),
+    reason=f"hosts are namespaces: needs root and {' '.join(NEEDED.values())}",
+)
+
+# Runs as the first process of a host: when it ends, all others of the host do.
+BOOT = """
+set -e
+exec 8<{prefix}
+mount --make-rprivate /
+mount -t tmpfs tmpfs /home && mkdir {home} && mount --bind {place}/home {home}
+mount -t tmpfs tmpfs /mnt && mkdir {shared} && {mount_shared}
+mount --bind {place}/passwd /etc/passwd
+mount --bind {place}/hosts /etc/hosts
+mount -t tmpfs tmpfs /dev/shm
+mount -t tmpfs tmpfs /run && mkdir /run/sshd
+{hide_repository}
+mount -t tmpfs tmpfs /tmp
+mkdir -p {prefix} && mount --no-canonicalize --bind /proc/self/fd/8 {prefix}
+exec 8<&-
+hostname {name}
+exec {sshd} -D -e -f {home}/sshd_config
+"""
+
+
+class Host:
+    """A machine of its own, as far as what runs on it can tell."""
+
+    def __init__(self, network: "Network", name: str, address: str, sees_repository: bool):
+        self.network, self.name, self.address = network, name, address
+        self.sees_repository = sees_repository
+        self.namespace = f"{network.name}-{name}"
+        self.place = network.place / name
+        self.home = self.place / "home"
+        self.boot: subprocess.Popen | None = None
+        self._furnish()
+        _ip("netns", "add", self.namespace)
+        _ip("-n", self.namespace, "link", "set", "lo", "up")
+        self._plug_in()
+
+    def _furnish(self) -> None:
+        self.home.mkdir(parents=True)
+        python = self.home / "venv" / "bin" / "python"
+        subprocess.run(
+            [sys.executable, "-m", "venv", "--without-pip", self.home / "venv"], check=True
+        )
+        (packages,) = (self.home / "venv").glob("lib/python*/site-packages")
+        (packages / "of-the-machine.pth").write_text(f"{_packages()}\n")
+        here = f"{HOME}/venv/bin/{python.name}"
+        for tool, module in {"pip": "pip._internal.cli.main", "ray": "ray.scripts.scripts"}.items():
+            script = python.with_name(tool)
+            script.write_text(f"#!{here}\nfrom {module} import main\nraise SystemExit(main())\n")
+            script.chmod(0o755)
+        # As a machine without network has it; what the suite needs is there.
+        (self.home / ".config" / "pip").mkdir(parents=True)
+        (self.home / ".config" / "pip" / "pip.conf").write_text(
+            "[global]\nno-index = true\n[install]\nno-build-isolation = false\n"
+            "disable-pip-version-check = true\n"
+        )
+        (self.home / ".bashrc").write_text(f'export PATH="{HOME}/venv/bin:{PATH}"\n')
+        ssh = self.home / ".ssh"
+        ssh.mkdir(mode=0o700)
+        shutil.copy(self.network.key.with_suffix(".pub"), ssh / "authorized_keys")
+        key = self.home / "host_key"
+        _quietly("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
+        (self.home / "sshd_config").write_text(
+            f"HostKey {HOME}/host_key\nAuthorizedKeysFile {HOME}/.ssh/authorized_keys\n"
+            "PidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
+        )
+        # The user is root under another name, with a home that hides nobody's.
+        passwd = f"{USER}:*:0:0::{HOME}:/bin/bash\n" + Path("/etc/passwd").read_text()
+        (self.place / "passwd").write_text(passwd)
+        # As Debian's installer writes it: no address by which others could reach this host.
+        (self.place / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {self.name}\n")
+
+    def _plug_in(self) -> None:
+        plug = f"to-{self.name}"
+        switch = ["-n", self.network.switch, "link"]
+        veth = ["type", "veth", "peer", "eth0", "netns", self.namespace]
+        _ip(*switch, "add", plug, *veth)
+        _ip(*switch, "set", plug, "master", "switch", "up")
+        _ip("-n", self.namespace, "address", "add", f"{self.address}/24", "dev", "eth0")
+        _ip("-n", self.namespace, "link", "set", "eth0", "up")
+        # Leads nowhere, but Ray asks the kernel which address it would leave the host by.
+        _ip("-n", self.namespace, "route", "add", "default", "via", "10.77.0.254")
+
+    def start(self) -> None:
+        """Boots the host, as it was when it was killed but for its /tmp."""
+        shared = self.network.shared
+        hide = f"mount -t tmpfs tmpfs {shlex.quote(str(TOP))}"
+        script = BOOT.format(
+            prefix=shlex.quote(sys.prefix),
+            place=shlex.quote(str(self.place)),
+            home=HOME,
+            shared=SHARED,
+            mount_shared=f"mount --bind {shlex.quote(str(shared))} {SHARED}" if shared else "true",
+            hide_repository="" if self.sees_repository else hide,
+            name=self.name,
+            sshd=shutil.which("sshd", path=PATH),
+        )
+        command = ["ip", "netns", "exec", self.namespace, "unshare", "--mount", "--pid", "--uts"]
+        command += ["--fork", "--kill-child", "--mount-proc", "bash", "-c", script]
+        log = self.place / "boot.log"
+        with log.open("w") as output:
+            self.boot = subprocess.Popen(
+                command,
+                env=os.environ | {"PATH": PATH},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        wait_for(lambda: "listening" in log.read_text())
+
+    def kill(self) -> None:
+        """The host is gone from one moment to the next, with all that ran on it."""
+        if self.boot:
+            os.kill(self.boot.pid, signal.SIGKILL)  # --kill-child: and its first process with it
+            self.boot.wait()
+            self.boot = None
+
+    def link(self, state: str) -> None:
+        """Cuts the host's network (`down`) or restores it (`up`); all goes on running."""
+        _ip("-n", self.network.switch, "link", "set", f"to-{self.name}", state)
+
+    def first_process(self) -> int:
+        """Returns the pid, here, of what is process 1 there."""
+        children = Path(f"/proc/{self.boot.pid}/task/{self.boot.pid}/children").read_text()
+        return int(children.split()[0])
+
+    def processes(self, *words: str) -> list[int]:
+        """Returns the pids, here, of the host's processes in whose command lines all words are."""
+        namespace = os.readlink(f"/proc/{self.first_process()}/ns/pid")
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (process / "cmdline").read_text().replace("\0", " ")
+                if os.readlink(process / "ns" / "pid") != namespace:
+                    continue
+            except OSError:
+                continue  # it has ended
+            if all(word in command for word in words):
+                found.append(int(process.name))
+        return found
+
+    def command(self, line: str) -> list[str]:
+        """Returns what runs a line of shell on the host, as its user in a login shell would."""
+        enter = ["nsenter", "--target", str(self.first_process()), "--mount", "--pid", "--uts"]
+        enter += ["--net", "env", "-i", f"HOME={HOME}", f"USER={USER}", "TERM=dumb"]
+        where = str(TOP) if self.sees_repository else HOME
+        return [*enter, "bash", "-c", f"cd {shlex.quote(where)} && . ~/.bashrc && {line}"]
+
+    def run(self, line: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(line),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+        )
+
+
+class Network:
+    """Hosts that see each other. The first one, `client`, is the machine that people type at."""
+
+    def __init__(self, place: Path, names: list[str], shared: Path | None):
+        self.name = f"suite{os.getpid()}"
+        self.place, self.shared = place, shared
+        self.switch = f"{self.name}-switch"
+        self.key = place / "key"
+        self.hosts: dict[str, Host] = {}
+        _quietly("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key)
+        _ip("netns", "add", self.switch)
+        _ip("-n", self.switch, "link", "add", "switch", "type", "bridge")
+        _ip("-n", self.switch, "link", "set", "switch", "up")
+        for number, name in enumerate(["client", *names], start=1):
+            host = Host(self, name, f"10.77.0.{number}", sees_repository=name == "client")
+            self.hosts[name] = host
+        shutil.copy(self.key, self.hosts["client"].home / ".ssh" / "key")
+
+    def write_cluster_yaml(self) -> None:
+        """Writes ~/cluster.yaml on the client: the repository's, but for these hosts.
+
+        What else is left out are the commands that get Docker ready, and the size of the cluster.
+        """
+        config = yaml.safe_load((TOP / "cluster.yaml").read_text())
+        for key in ("docker", "available_node_types", "head_node_type", "max_workers"):
+            del config[key]
+        del config["initialization_commands"]
+        _, head, *workers = (host.address for host in self.hosts.values())
+        config["provider"] = {"type": "local", "head_ip": head, "worker_ips": workers}
+        config["auth"] = {"ssh_user": USER, "ssh_private_key": "~/.ssh/key"}
+        (self["client"].home / "cluster.yaml").write_text(yaml.safe_dump(config))
+
+    def __getitem__(self, name: str) -> Host:
+        return self.hosts[name]
+
+    def close(self) -> None:
+        for host in self.hosts.values():
+            host.kill()
+            _ip("netns", "delete", host.namespace)
+        _ip("netns", "delete", self.switch)
+
+
+@contextmanager
+def network(place: Path, *names: str, shared: Path | None = None) -> Iterator[Network]:
+    """Boots `client` and hosts of these names; all of it ends with the block.
+
+    Args:
+        place: an empty folder for their homes.
+        shared: what each of them sees as /mnt/shared; without it, each has one of its own.
+    """
+    made = Network(place, list(names), shared)
+    try:
+        for host in made.hosts.values():
+            host.start()
+        yield made
+    finally:
+        made.close()
+
+
+def _packages() -> str:
+    return str(Path(torch.__file__).parent.parent)
+
+
+def _ip(*words: str) -> None:
+    _quietly("ip", *words)
+
+
+def _quietly(*command: object) -> None:
+    done = subprocess.run(
+        list(map(str, command)), env=os.environ | {"PATH": PATH}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{command}: {done.stderr}"
