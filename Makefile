@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RESULTS ?= results
 
-.PHONY: demo test bench
+.PHONY: demo test bench host-tools
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -18,10 +18,18 @@ demo: .venv/installed
 	$(BIN)/python jobs/gan.py --preset quick --storage $(RESULTS) --name demo-gan
 	$(BIN)/python analysis/gan.py $(RESULTS)/demo-gan --out $(RESULTS)/figures
 
-test: .venv/installed
+test: .venv/installed host-tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# The hosts of the tests are network namespaces, each with an sshd: where they cannot be had, the
+# tests that need them are skipped and say so.
+host-tools:
+	@for tool in ip sshd rsync; do \
+	  PATH=$$PATH:/usr/sbin command -v $$tool > /dev/null || missing=yes; done; \
+	if [ "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	  apt-get update -qq && apt-get install -y -qq iproute2 openssh-server rsync; fi
 
 bench: .venv/installed
 	$(BIN)/python tests/bench_sweep.py

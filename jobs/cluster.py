@@ -56,6 +56,7 @@ def connect(address: str | None) -> None:
             runtime_env=runtime_env,
             logging_level=logging.ERROR,
             log_to_driver=False,
+            include_dashboard=False,  # of a Ray that only this command starts
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise Trouble(

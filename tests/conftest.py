@@ -1,7 +1,9 @@
 """What several test files look at: a small sweep by Ray, and an experiment that is none of ours."""
 
+import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,9 @@ from experiments import row, write_trial
 from scripts import run
 
 from jobs.flags import one_line
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a job finds the Ray that was started here, not beside it
+    os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short, for sockets
 
 GRID = ["--cells", "lstm,rnn", "--lengths", "3,5", "--seeds", "0,1"]
 GRID += ["--epochs", 2, "--samples", 2000]
