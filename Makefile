@@ -1,10 +1,10 @@
 # make demo    a small sweep, a small GAN and their figures    make test    everything that is checked
-# make bench   measures it against what it could be
+# make bench   measures it against what it could be     make soak    an hour of faults
 PYTHON ?= python3
 BIN := .venv/bin
 RESULTS ?= results
 
-.PHONY: demo test bench host-tools
+.PHONY: demo test bench soak host-tools
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -34,3 +34,6 @@ host-tools:
 bench: .venv/installed
 	$(BIN)/python tests/bench_sweep.py
 	$(BIN)/python tests/bench_gan.py
+
+soak: .venv/installed host-tools
+	$(BIN)/python tests/soak.py

@@ -33,7 +33,7 @@ needs_hosts = pytest.mark.skipif(
 # Runs as the first process of a host: when it ends, all others of the host do.
 BOOT = """
 set -e
-exec 8<{prefix}
+exec 8<{prefix} 9<{top}
 mount --make-rprivate /
 mount -t tmpfs tmpfs /home && mkdir {home} && mount --bind {place}/home {home}
 mount -t tmpfs tmpfs /mnt && mkdir {shared} && {mount_shared}
@@ -41,10 +41,10 @@ mount --bind {place}/passwd /etc/passwd
 mount --bind {place}/hosts /etc/hosts
 mount -t tmpfs tmpfs /dev/shm
 mount -t tmpfs tmpfs /run && mkdir /run/sshd
-{hide_repository}
 mount -t tmpfs tmpfs /tmp
+mkdir -p {top} && {mount_top} {top}
 mkdir -p {prefix} && mount --no-canonicalize --bind /proc/self/fd/8 {prefix}
-exec 8<&-
+exec 8<&- 9<&-
 hostname {name}
 exec {sshd} -D -e -f {home}/sshd_config
 """
@@ -114,14 +114,15 @@ class Host:
     def start(self) -> None:
         """Boots the host, as it was when it was killed but for its /tmp."""
         shared = self.network.shared
-        hide = f"mount -t tmpfs tmpfs {shlex.quote(str(TOP))}"
+        hidden, seen = "mount -t tmpfs tmpfs", "mount --no-canonicalize --bind /proc/self/fd/9"
         script = BOOT.format(
             prefix=shlex.quote(sys.prefix),
             place=shlex.quote(str(self.place)),
             home=HOME,
             shared=SHARED,
             mount_shared=f"mount --bind {shlex.quote(str(shared))} {SHARED}" if shared else "true",
-            hide_repository="" if self.sees_repository else hide,
+            top=shlex.quote(str(TOP)),
+            mount_top=seen if self.sees_repository else hidden,
             name=self.name,
             sshd=shutil.which("sshd", path=PATH),
         )

@@ -1,0 +1,330 @@
+"""A cluster of hosts, and what can go wrong with it, done on purpose.
+
+Whatever happens, a run ends with the numbers of one to which nothing happened, each epoch once.
+tests/test_faults.py does some of it once, tests/soak.py all of it many times.
+"""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import hosts
+from scripts import TOP, wait_for
+from sets import part_of_mnist
+
+from analysis.results import NoResults, Trial, read_trials
+
+MEASURED = ("epoch", "val_accuracy", "val_loss", "train_loss")
+MEASURED += ("loss_d", "loss_g", "d_real", "d_fake", "frechet_distance")
+TRIAL, WORKER = "ray::ImplicitFunc", "ray::RayTrainWorker"  # as Ray calls their processes
+
+SWEEP = "sweep.py --cells lstm,rnn --lengths 20 --seeds 0-2 --epochs 8 --samples 8000"
+GAN = (
+    "gan.py --data /mnt/shared/digits --workers 3 --cpus-per-worker 1 --epochs 5 --batch-size 128 "
+    "--keep-every 2 --quality-every 1"
+)
+SHORT_TRIALS = {
+    30: "sweep.py --lengths 3-5 --seeds 0-4 --epochs 2 --samples 2000",
+    200: "sweep.py --lengths 3-12 --seeds 0-9 --epochs 2 --samples 2000",
+}
+
+Numbers = dict[str, list[tuple]]
+
+
+class Cluster:
+    """A head and two workers with two CPUs each, and a shared folder that holds 300 MB."""
+
+    def __init__(self, net: hosts.Network, shared: Path):
+        self.net, self.shared = net, shared
+        self.expected: dict[str, Numbers] = {}
+
+    def start_ray(self, name: str) -> None:
+        where = "--head --port=6379" if name == "head" else f"--address={self.head}:6379"
+        # Whatever is left there of a cluster before.
+        line = f"ray stop --force; RAY_AUTH_MODE=token ray start {where} --disable-usage-stats"
+        done = self.net[name].run(line)
+        assert done.returncode == 0, done.stdout
+
+    @property
+    def head(self) -> str:
+        return self.net["head"].address
+
+    def furnish(self) -> None:
+        """Installs the suite on every host, with the token, as `ray up` does."""
+        suite = self.shared / "suite"
+        suite.mkdir()
+        for name in ("pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy(TOP / name, suite)
+        for name in ("jobs", "models", "analysis"):
+            shutil.copytree(TOP / name, suite / name)
+        token = self.shared / "token"
+        token.write_text("0" * 64)
+        token.chmod(0o600)
+        for name in self.nodes:
+            home = self.net[name].home
+            (home / ".ray").mkdir()
+            shutil.copy(token, home / ".ray" / "auth_token")
+            for job in (TOP / "jobs").glob("*.py"):
+                shutil.copy(job, home)
+            install = "cp -r /mnt/shared/suite /tmp/suite && pip install --quiet /tmp/suite"
+            done = self.net[name].run(install)
+            assert done.returncode == 0, done.stdout
+        part_of_mnist(self.shared / "digits", 1293, 200)
+
+    @property
+    def nodes(self) -> list[str]:
+        return [name for name in self.net.hosts if name != "client"]
+
+    def numbers(self, job: str) -> Numbers:
+        """Returns what the job measures when nothing happens to it."""
+        if job not in self.expected:
+            run = Run(self, job, f"undisturbed-{len(self.expected)}")
+            run.start()
+            output, _ = run.driver.communicate(timeout=900)
+            assert run.driver.returncode == 0, output
+            self.expected[job] = run.numbers()
+        return self.expected[job]
+
+
+@contextmanager
+def cluster(place: Path) -> Iterator[Cluster]:
+    shared = place / "shared"
+    shared.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "none", str(shared)], check=True)
+    try:
+        homes = place / "hosts"
+        homes.mkdir()
+        with hosts.network(homes, "head", "one", "two", shared=shared) as net:
+            made = Cluster(net, shared)
+            made.furnish()
+            for name in made.nodes:
+                made.start_ray(name)
+            yield made
+    finally:
+        subprocess.run(["umount", "--lazy", str(shared)], check=True)
+
+
+@dataclass
+class Run:
+    """A job on the cluster, started on its head as `ray submit` does."""
+
+    cluster: Cluster
+    job: str
+    name: str
+    driver: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        line = f"RAY_AUTH_MODE=token python ~/{self.job} --storage /mnt/shared --name {self.name}"
+        self.driver = subprocess.Popen(
+            self.cluster.net["head"].command(f"exec env {line}"),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def trials(self) -> list[Trial]:
+        with suppress(NoResults):
+            return read_trials(str(self.cluster.shared / self.name))
+        return []
+
+    def numbers(self) -> Numbers:
+        return {
+            trial.name: [tuple(row.get(name) for name in MEASURED) for row in trial.rows]
+            for trial in self.trials()
+        }
+
+    def epochs(self) -> int:
+        return sum(len(trial.rows) for trial in self.trials())
+
+    def wait_for_epochs(self, more: int) -> None:
+        wait_for(lambda: self.epochs() >= more)
+
+    def end(self) -> str:
+        """Waits until the job has ended, typing the same command again where it did not end well.
+
+        Returns what it said the first time.
+        """
+        first, _ = self.driver.communicate(timeout=600)
+        said = first
+        for _ in range(5):
+            if self.driver.returncode == 0:
+                return first
+            self.start()
+            said, _ = self.driver.communicate(timeout=600)
+        assert self.driver.returncode == 0, said
+        return first
+
+
+# A fault is done to a run that is under way. It returns when the cluster is whole again.
+Fault = Callable[[Run], None]
+
+
+def _kill(pids: list[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def process_killed(run: Run) -> None:
+    title = TRIAL if run.job.startswith("sweep") else WORKER
+    net = run.cluster.net
+    found = [pid for name in run.cluster.nodes for pid in net[name].processes(title)]
+    assert found
+    _kill(found[-1:])
+
+
+def driver_killed(run: Run) -> None:
+    _kill(run.cluster.net["head"].processes("python", run.job.split()[0]))
+    run.driver.wait()
+    run.start()
+
+
+def host_lost(run: Run) -> None:
+    """With all that ran on it; a new one of the same name joins a while later."""
+    host = run.cluster.net["one"]
+    host.kill()
+    time.sleep(20)  # the others do without it
+    host.start()
+    run.cluster.start_ray("one")
+
+
+def head_lost(run: Run) -> None:
+    """With the driver; a new cluster on the same storage is given the same command."""
+    run.cluster.net["head"].kill()
+    run.driver.wait()
+    run.cluster.net["head"].start()
+    for name in run.cluster.nodes:
+        run.cluster.start_ray(name)
+    run.start()
+
+
+def network_cut(run: Run) -> None:
+    """Between one worker and all others, for half a minute: Ray may take it for lost meanwhile."""
+    host = run.cluster.net["two"]
+    host.link("down")
+    time.sleep(30)
+    host.link("up")
+    wait_for(
+        lambda: run.driver.poll() is not None or _alive(run, "two") or not host.processes("raylet")
+    )
+    if not host.processes("raylet"):
+        run.cluster.start_ray("two")
+
+
+def _alive(run: Run, name: str) -> bool:
+    done = run.cluster.net["head"].run("RAY_AUTH_MODE=token ray list nodes --format json")
+    return done.stdout.count('"ALIVE"') == len(run.cluster.nodes)
+
+
+def storage_full(run: Run) -> None:
+    """Until the job has given up."""
+    filler = run.cluster.shared / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(2**20))
+    try:
+        _gives_up(run)
+    finally:
+        filler.unlink()
+    run.start()
+
+
+def storage_read_only(run: Run) -> None:
+    """Until the job has given up."""
+    mount = ["mount", "-o", "remount,{}", str(run.cluster.shared)]
+    subprocess.run([word.format("ro") for word in mount], check=True)
+    try:
+        _gives_up(run)
+    finally:
+        subprocess.run([word.format("rw") for word in mount], check=True)
+    run.start()
+
+
+def _gives_up(run: Run) -> None:
+    before = run.numbers()
+    output, _ = run.driver.communicate(timeout=300)
+    assert run.driver.returncode == 1, output
+    assert "failed: " in output
+    assert "to continue: " in output
+    for name, rows in run.numbers().items():  # what was there can be read
+        assert rows[: len(before[name])] == before[name]
+
+
+FAULTS: dict[str, tuple[str, Fault]] = {
+    "a trial's process is killed": (SWEEP, process_killed),
+    "a GAN worker is killed": (GAN, process_killed),
+    "the sweep's driver is killed": (SWEEP, driver_killed),
+    "the GAN's driver is killed": (GAN, driver_killed),
+    "a worker host disappears in mid-sweep": (SWEEP, host_lost),
+    "a worker host disappears in mid-GAN": (GAN, host_lost),
+    "the head disappears in mid-sweep": (SWEEP, head_lost),
+    "the head disappears in mid-GAN": (GAN, head_lost),
+    "a worker's network is cut for 30 s": (SWEEP, network_cut),
+    "the storage is full": (SWEEP, storage_full),
+    "the storage turns read-only": (SWEEP, storage_read_only),
+}
+
+
+def suffer(cluster: Cluster, fault: str, name: str) -> float:
+    """Does a fault to a run, and sees it end as if nothing had happened.
+
+    Returns the seconds from the fault to the next epoch's end of what was hit, the fault's own
+    length included.
+    """
+    job, inflict = FAULTS[fault]
+    expected = cluster.numbers(job)
+    run = Run(cluster, job, name)
+    run.start()
+    run.wait_for_epochs(len(expected) * 2)
+    began = time.monotonic()
+    inflict(run)
+    before = run.epochs()
+    wait_for(lambda: run.epochs() > before or run.driver.poll() is not None)
+    seconds = time.monotonic() - began
+    run.end()
+    assert run.numbers() == expected
+    return seconds
+
+
+def soak(cluster: Cluster, trials: int, seed: int) -> tuple[int, int]:
+    """Kills trials at random while a sweep of many short ones runs, to its end.
+
+    Returns how many were killed, and how often the command had to be typed.
+    """
+    expected = cluster.numbers(SHORT_TRIALS[trials])
+    run = Run(cluster, SHORT_TRIALS[trials], f"soak-{trials}-{seed}")
+    chance, over, killed = random.Random(seed), threading.Event(), 0
+
+    def kill() -> None:
+        nonlocal killed
+        while not over.wait(chance.uniform(1, 4)):
+            nodes = [cluster.net[name] for name in cluster.nodes]
+            found = [pid for host in nodes for pid in host.processes(TRIAL)]
+            if found:
+                _kill([chance.choice(found)])
+                killed += 1
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    typed = 0
+    try:
+        while run.driver is None or run.driver.returncode != 0:
+            assert typed < 10
+            typed += 1
+            run.start()
+            said, _ = run.driver.communicate(timeout=900)
+    finally:
+        over.set()
+        killer.join()
+    assert len(expected) == trials
+    assert run.numbers() == expected, said
+    return killed, typed

@@ -1,0 +1,30 @@
+"""Faults of a cluster, each done once; `make soak` does all of them, and more often."""
+
+import faults
+import hosts
+import pytest
+
+pytestmark = hosts.needs_hosts
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with faults.cluster(tmp_path_factory.mktemp("faults")) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "a worker host disappears in mid-sweep",
+        "the head disappears in mid-sweep",
+        "the storage turns read-only",
+    ],
+)
+def test_a_sweep_ends_as_if_nothing_had_happened(cluster, fault):
+    faults.suffer(cluster, fault, fault.replace(" ", "-"))
+
+
+def test_thirty_trials_that_are_killed_at_random_end_exactly_once(cluster):
+    killed, _ = faults.soak(cluster, trials=30, seed=0)
+    assert killed > 2
