@@ -237,11 +237,15 @@ def run_trials(tuner: tune.Tuner) -> list[str]:
         results = tuner.fit()
     except Exception as error:  # whatever stopped Tune itself: a full disk, a head that is gone
         return [f"the sweep stopped: {type(error).__name__}: {error}".splitlines()[0]]
-    return [
+    failures = [
         f"{str(result.error).strip().splitlines()[-1]} ({result.path}/error.txt)"
         for result in results
         if result.error
     ]
+    untold = results.num_errors - len(failures)
+    if untold:  # Tune reads errors from the storage
+        failures.append(f"{plural(untold, 'trial')}, whose errors the storage did not take")
+    return failures
 
 
 def work_of_an_epoch(config: dict[str, Any]) -> float:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -115,11 +116,12 @@ class Progress(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         self.failed.add(str(trial))
+        self.line.say(f"{trial}: failed for good: {_last_error(trial)}")
 
     def on_trial_recover(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        self.line.say(f"{trial}: its process ended; it goes on from its newest checkpoint")
+        self.line.say(f"{trial}: {_last_error(trial)}; it goes on from its newest checkpoint")
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         running = sum(trial.status == Trial.RUNNING for trial in trials)
@@ -155,3 +157,11 @@ class Progress(tune.Callback):
             )
             / running
         )
+
+
+def _last_error(trial: Trial) -> str:
+    """Returns the last line of what Tune writes on this machine, and then to the storage."""
+    text = Path(trial.error_file).read_text().rpartition("Failure # ")[2]
+    if "The actor died" in text:
+        return "its process ended"
+    return text.strip().splitlines()[-1]

@@ -36,7 +36,7 @@ set -e
 exec 8<{prefix} 9<{top}
 mount --make-rprivate /
 mount -t tmpfs tmpfs /home && mkdir {home} && mount --bind {place}/home {home}
-mount -t tmpfs tmpfs /mnt && mkdir {shared} && {mount_shared}
+mount -t tmpfs tmpfs /mnt && mkdir {shared} && mount {source} {shared}
 mount --bind {place}/passwd /etc/passwd
 mount --bind {place}/hosts /etc/hosts
 mount -t tmpfs tmpfs /dev/shm
@@ -113,14 +113,13 @@ class Host:
 
     def start(self) -> None:
         """Boots the host, as it was when it was killed but for its /tmp."""
-        shared = self.network.shared
         hidden, seen = "mount -t tmpfs tmpfs", "mount --no-canonicalize --bind /proc/self/fd/9"
         script = BOOT.format(
             prefix=shlex.quote(sys.prefix),
             place=shlex.quote(str(self.place)),
             home=HOME,
             shared=SHARED,
-            mount_shared=f"mount --bind {shlex.quote(str(shared))} {SHARED}" if shared else "true",
+            source=self.network.shared,
             top=shlex.quote(str(TOP)),
             mount_top=seen if self.sees_repository else hidden,
             name=self.name,
@@ -192,7 +191,7 @@ class Host:
 class Network:
     """Hosts that see each other. The first one, `client`, is the machine that people type at."""
 
-    def __init__(self, place: Path, names: list[str], shared: Path | None):
+    def __init__(self, place: Path, names: list[str], shared: str):
         self.name = f"suite{os.getpid()}"
         self.place, self.shared = place, shared
         self.switch = f"{self.name}-switch"
@@ -232,12 +231,12 @@ class Network:
 
 
 @contextmanager
-def network(place: Path, *names: str, shared: Path | None = None) -> Iterator[Network]:
+def network(place: Path, *names: str, shared: str) -> Iterator[Network]:
     """Boots `client` and hosts of these names; all of it ends with the block.
 
     Args:
         place: an empty folder for their homes.
-        shared: what each of them sees as /mnt/shared; without it, each has one of its own.
+        shared: what each of them mounts as /mnt/shared: a device, or `--bind` and a folder.
     """
     made = Network(place, list(names), shared)
     try:
