@@ -79,12 +79,19 @@ def check_storage(folder: storage.Folder) -> None:
             return b""
 
     with storage.token(folder) as (path, content):
+        answers = {}
         for node in living:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            if ray.get(read.options(scheduling_strategy=there).remote(path)) != content:
+            answer = read.options(scheduling_strategy=there).remote(path)
+            answers[node["NodeManagerAddress"]] = answer
+        for address, answer in answers.items():
+            try:
+                found = ray.get(answer, timeout=60)
+            except ray.exceptions.RayError as error:
+                raise Trouble(f"node {address} does not answer: {type(error).__name__}") from None
+            if found != content:
                 raise Trouble(
-                    f"--storage: node {node['NodeManagerAddress']} does not see "
-                    f"{folder.parent}: {storage.WAYS_OUT}"
+                    f"--storage: node {address} does not see {folder.parent}: {storage.WAYS_OUT}"
                 )
 
 

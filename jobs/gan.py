@@ -191,7 +191,7 @@ def agreed_checkpoint(
         last, _ = checkpoint.newest([name], folder.read, device)
         if last is None:
             raise OSError(
-                f"{folder.uri}/{name} is not whole here: does every node see the storage?"
+                f"{folder.child(name).uri} is not whole here: does every node see the storage?"
             )
     return last, damaged
 
@@ -247,8 +247,10 @@ def trainer(
 ) -> TorchTrainer:
     """Returns what trains with as many workers as there are, from the least to the most."""
     least, most = workers
+    attempts = 3
     if least < most:  # after a node is lost, Ray first waits for as many workers as there were
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+        attempts = 24  # each wait counts as a failure of the controller
     return TorchTrainer(
         train_worker,
         train_loop_config={
@@ -269,7 +271,7 @@ def trainer(
                 num_to_keep=1 + training.epochs // training.keep_every,
                 checkpoint_score_attribute="keep",
             ),
-            failure_config=train.FailureConfig(max_failures=3, controller_failure_limit=3),
+            failure_config=train.FailureConfig(max_failures=3, controller_failure_limit=attempts),
             logging_config=train.LoggingConfig(log_level="CRITICAL"),
         ),
     )
@@ -324,7 +326,7 @@ def epochs_done(folder: storage.Folder, training: Training) -> int:
             last.state
         )
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError):
-        raise Trouble(f"{folder.uri}/{last.name}: not a checkpoint of this GAN") from None
+        raise Trouble(f"{folder.child(last.name).uri}: not a checkpoint of this GAN") from None
     return last.epoch
 
 
@@ -346,7 +348,10 @@ def main() -> int:
         print(f"results: {folder.uri}", flush=True)
         progress = Progress(folder, training.epochs)
         failures = run_training(trainer(folder, training, workers, resources), progress)
-        done = epochs_done(folder, training)
+        try:
+            done = epochs_done(folder, training)
+        except OSError as error:
+            failures.append(f"{folder.uri} cannot be read: {error}")
     return tell_end(done, training.epochs, "epoch", folder, failures, "analysis/gan.py")
 
 

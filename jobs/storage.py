@@ -113,7 +113,7 @@ def compare(folder: Folder, settings: list[dict[str, Any]]) -> None:
         difference = _difference(made_with, json.loads(json.dumps(settings)))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise Trouble(
-            f"{folder.uri}/{SETTINGS} is damaged ({error}): give --name or --fresh"
+            f"{folder.child(SETTINGS).uri} is damaged ({error}): give --name or --fresh"
         ) from None
     if difference:
         raise Trouble(
@@ -150,15 +150,15 @@ def token(folder: Folder) -> Iterator[tuple[str, bytes]]:
     made = [place for place in (parent, *parent.parents) if not place.exists()]
     path, content = parent / f".token-{uuid.uuid4().hex}", uuid.uuid4().bytes
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    except OSError as error:
-        raise Trouble(f"--storage: {parent} cannot be written: {error}") from None
-    try:
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        except OSError as error:
+            raise Trouble(f"--storage: {parent} cannot be written: {error}") from None
         yield str(path), content
     finally:
-        path.unlink()
-        with suppress(OSError):  # something else is in them now
+        with suppress(OSError):  # the storage is gone, or something else is in the folders now
+            path.unlink(missing_ok=True)
             for place in made:
                 place.rmdir()
 

@@ -237,13 +237,15 @@ def run_trials(tuner: tune.Tuner) -> list[str]:
         results = tuner.fit()
     except Exception as error:  # whatever stopped Tune itself: a full disk, a head that is gone
         return [f"the sweep stopped: {type(error).__name__}: {error}".splitlines()[0]]
+    if not results.num_errors:  # errors of trials that went on are not failures
+        return []
     failures = [
         f"{str(result.error).strip().splitlines()[-1]} ({result.path}/error.txt)"
         for result in results
         if result.error
     ]
     untold = results.num_errors - len(failures)
-    if untold:  # Tune reads errors from the storage
+    if untold > 0:  # Tune reads errors from the storage
         failures.append(f"{plural(untold, 'trial')}, whose errors the storage did not take")
     return failures
 
@@ -318,7 +320,10 @@ def main() -> int:
         print(cluster.plan(resources, run.max_concurrent))
         print(f"results: {folder.uri}", flush=True)
         failures = run_trials(tuner(folder, configs, finished, run, resources))
-        finished = finished_trials(folder, configs)
+        try:
+            finished = finished_trials(folder, configs)
+        except OSError as error:
+            failures.append(f"{folder.uri} cannot be read: {error}")
     return tell_end(len(finished), len(configs), "trial", folder, failures, "analysis/sweep.py")
 
 

@@ -161,7 +161,6 @@ class Progress(tune.Callback):
 
 def _last_error(trial: Trial) -> str:
     """Returns the last line of what Tune writes on this machine, and then to the storage."""
-    text = Path(trial.error_file).read_text().rpartition("Failure # ")[2]
-    if "The actor died" in text:
-        return "its process ended"
-    return text.strip().splitlines()[-1]
+    text = Path(trial.error_file).read_text() if trial.error_file else "an unknown error"
+    last = text.rpartition("Failure # ")[2].strip()
+    return "its process ended" if "The actor died" in last else last.splitlines()[-1]

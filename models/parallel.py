@@ -100,6 +100,6 @@ def settle_on_cores(local_rank: int, local_workers: int, threads: int) -> None:
     if len(cores) == local_workers * threads:
         cores = cores[local_rank * threads : (local_rank + 1) * threads]
     for thread in map(int, os.listdir("/proc/self/task")):
-        with suppress(ProcessLookupError):  # it has ended meanwhile
+        with suppress(OSError):  # it has ended meanwhile, or a sandbox does not allow it
             os.sched_setaffinity(thread, cores)
             os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))

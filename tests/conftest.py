@@ -1,5 +1,6 @@
 """What several test files look at: a small sweep by Ray, and an experiment that is none of ours."""
 
+import atexit
 import os
 import shutil
 import sys
@@ -15,6 +16,7 @@ from jobs.flags import one_line
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a job finds the Ray that was started here, not beside it
     os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short, for sockets
+    atexit.register(shutil.rmtree, os.environ["RAY_TMPDIR"], ignore_errors=True)
 
 GRID = ["--cells", "lstm,rnn", "--lengths", "3,5", "--seeds", "0,1"]
 GRID += ["--epochs", 2, "--samples", 2000]

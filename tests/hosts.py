@@ -1,8 +1,8 @@
 """Hosts for tests: network namespaces of this machine, each with its own sshd, home and /tmp.
 
 They see each other over a switch of their own and nothing else: not the network of this machine,
-not its home folders, not this repository (but for the client, from which people type). What they
-share is Python's packages, the two cores, and the folder that a test mounts as /mnt/shared.
+not this repository (but for the client, from which people type). What they share is Python's
+packages, the two cores, and what a test mounts as /mnt/shared.
 """
 
 import os
@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,8 @@ import yaml
 from scripts import TOP, wait_for
 
 USER, HOME, SHARED = "suite", "/home/suite", "/mnt/shared"
-NEEDED = {"ip": "iproute2", "sshd": "openssh-server", "rsync": "rsync", "unshare": "util-linux"}
+NEEDED = {"ip": "iproute2", "sshd": "openssh-server", "ssh": "openssh-client", "rsync": "rsync"}
+NEEDED |= {"unshare": "util-linux", "losetup": "mount", "mkfs.ext4": "e2fsprogs"}
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 missing = sorted(NEEDED[tool] for tool in NEEDED if shutil.which(tool, path=PATH) is None)
@@ -137,14 +138,21 @@ class Host:
                 stderr=output,
                 start_new_session=True,
             )
-        wait_for(lambda: "listening" in log.read_text())
+
+        def listens() -> bool:
+            assert self.boot.poll() is None, log.read_text()
+            return "listening" in log.read_text()
+
+        wait_for(listens)
 
     def kill(self) -> None:
         """The host is gone from one moment to the next, with all that ran on it."""
         if self.boot:
+            first = Path(f"/proc/{self.first_process()}")
             os.kill(self.boot.pid, signal.SIGKILL)  # --kill-child: and its first process with it
             self.boot.wait()
             self.boot = None
+            wait_for(lambda: not first.exists())  # which waits for all others
 
     def link(self, state: str) -> None:
         """Cuts the host's network (`down`) or restores it (`up`); all goes on running."""
@@ -153,7 +161,7 @@ class Host:
     def first_process(self) -> int:
         """Returns the pid, here, of what is process 1 there."""
         children = Path(f"/proc/{self.boot.pid}/task/{self.boot.pid}/children").read_text()
-        return int(children.split()[0])
+        return int(children.split()[0]) if children else self.boot.pid
 
     def processes(self, *words: str) -> list[int]:
         """Returns the pids, here, of the host's processes in whose command lines all words are."""
@@ -191,12 +199,14 @@ class Host:
 class Network:
     """Hosts that see each other. The first one, `client`, is the machine that people type at."""
 
-    def __init__(self, place: Path, names: list[str], shared: str):
+    def __init__(self, place: Path, shared: str):
         self.name = f"suite{os.getpid()}"
         self.place, self.shared = place, shared
         self.switch = f"{self.name}-switch"
         self.key = place / "key"
         self.hosts: dict[str, Host] = {}
+
+    def boot(self, names: list[str]) -> None:
         _quietly("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key)
         _ip("netns", "add", self.switch)
         _ip("-n", self.switch, "link", "add", "switch", "type", "bridge")
@@ -205,6 +215,8 @@ class Network:
             host = Host(self, name, f"10.77.0.{number}", sees_repository=name == "client")
             self.hosts[name] = host
         shutil.copy(self.key, self.hosts["client"].home / ".ssh" / "key")
+        for host in self.hosts.values():
+            host.start()
 
     def write_cluster_yaml(self) -> None:
         """Writes ~/cluster.yaml on the client: the repository's, but for these hosts.
@@ -225,9 +237,14 @@ class Network:
 
     def close(self) -> None:
         for host in self.hosts.values():
-            host.kill()
-            _ip("netns", "delete", host.namespace)
-        _ip("netns", "delete", self.switch)
+            with suppress(AssertionError):  # the others have to end, too
+                host.kill()
+        listed = subprocess.run(
+            ["ip", "netns", "list"], env=os.environ | {"PATH": PATH}, capture_output=True, text=True
+        )
+        for line in listed.stdout.splitlines():
+            if line.split()[0].startswith(f"{self.name}-"):
+                _ip("netns", "delete", line.split()[0])
 
 
 @contextmanager
@@ -238,13 +255,12 @@ def network(place: Path, *names: str, shared: str) -> Iterator[Network]:
         place: an empty folder for their homes.
         shared: what each of them mounts as /mnt/shared: a device, or `--bind` and a folder.
     """
-    made = Network(place, list(names), shared)
+    net = Network(place, shared)
     try:
-        for host in made.hosts.values():
-            host.start()
-        yield made
+        net.boot(list(names))
+        yield net
     finally:
-        made.close()
+        net.close()
 
 
 def _packages() -> str:

@@ -15,7 +15,7 @@ import torch
 from scripts import run, started, wait_for
 
 from analysis.results import read_trials
-from jobs import storage, sweep
+from jobs import gan, storage, sweep
 from jobs.cluster import WORKER_ENVIRONMENT
 from jobs.flags import again
 from models import checkpoint
@@ -330,6 +330,16 @@ def test_other_settings_under_the_same_name_are_refused_and_named(complaint, tmp
     assert "samples" not in line
     line = complaint(sweep.main, "--storage", tmp_path, "--name", "sweep")
     assert "1 grids there, 2 here" in line
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "*", "~", ".", "..", "-x", ""])
+@pytest.mark.parametrize("job", [sweep, gan])
+def test_a_name_cannot_leave_the_storage_folder(complaint, tmp_path, job, name):
+    if name:  # an empty one is none
+        line = complaint(job.main, "--storage", tmp_path, f"--name={name}")
+        assert "a name is made of letters" in line
+    with pytest.raises(storage.Trouble):
+        storage.run_folder(str(tmp_path), name, fresh=False)
 
 
 def test_damaged_settings_are_told(complaint, tmp_path):

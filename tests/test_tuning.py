@@ -133,10 +133,15 @@ def test_the_time_left_is_the_work_left_at_the_pace_seen():
     assert callback._seconds_left(running=1) == (3 * 20 + 4 * 10) * 0.5 + 10 * 0.1
 
 
-def test_the_line_counts_done_running_and_failed(capsys):
+def test_the_line_counts_done_running_and_failed(capsys, tmp_path):
     callback = progress(finished=["short"])
     report(callback, "long", epoch=4, seconds=1)
-    callback.on_trial_error(0, [], Named(name="other"))
+    error_file = tmp_path / "error.txt"
+    error_file.write_text(
+        "Failure # 1 (at noon)\nan older one\nFailure # 2 (later)\n\nOSError: full\n"
+    )
+    callback.on_trial_error(0, [], Named(name="other", error_file=str(error_file)))
+    assert capsys.readouterr().out == "other: failed for good: OSError: full\n"
     callback.on_step_end(0, [Named(name="other", status="RUNNING")])
     line = capsys.readouterr().out
     assert line.startswith("2/3 done, 1 running, 1 failed")

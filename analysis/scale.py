@@ -1,0 +1,61 @@
+"""Says what a sweep of many trials would need, from what tests/bench_scale.py measured of some.
+
+python analysis/scale.py docs/scale.csv
+python analysis/scale.py docs/scale.csv --trials 10000 --gpus 64 --minutes 4
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+SHARE_OF_GPU = 0.25  # as jobs/sweep.py reserves for a trial
+
+
+def at(table: pd.DataFrame, column: str, trials: int) -> float:
+    """Returns what the least-squares line through a column, over the trials, has at `trials`."""
+    x, y = table["trials"], table[column]
+    return y.mean() + x.cov(y) / x.var() * (trials - x.mean())
+
+
+def plan(table: pd.DataFrame, trials: int, gpus: int, minutes: float) -> pd.DataFrame:
+    """Returns a row for each thing of which there may be too little.
+
+    Args:
+        table: of tests/bench_scale.py, a row for each number of trials.
+        minutes: that a trial trains.
+    """
+    slots = int(gpus / SHARE_OF_GPU)
+    hours = trials * minutes / slots / 60
+    driver = at(table, "driver_cpu_seconds_per_trial", trials)
+    state = at(table, "state_bytes_per_trial", trials) * trials
+    size = table["bytes_on_storage_per_trial"].iloc[-1] * trials
+    saved = size / (hours * 3600)
+    rows = {
+        "hours, were nothing lost": f"{hours:.1f}",
+        "trials at a time": f"{slots}",
+        "driver's CPU seconds per trial": f"{driver:.2f}",
+        "of the driver's one thread in use": f"{driver * trials / (hours * 3600):.0%}",
+        "trials at a time that fill the driver": f"{minutes * 60 / driver:,.0f}",
+        "Tune's snapshot, written anew each time (MB)": f"{state / 1e6:,.0f}",
+        "on storage in the end (GB)": f"{size / 1e9:,.1f}",
+        "written per second, old checkpoints not counted (MB)": f"{saved / 1e6:.2f}",
+    }
+    return pd.DataFrame(rows.items(), columns=["what", f"{trials:,} trials on {gpus} GPUs"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("table", type=Path, help="the table of tests/bench_scale.py")
+    parser.add_argument("--trials", type=int, default=10_000, help="how many (10000)")
+    parser.add_argument("--gpus", type=int, default=64, help="four trials on each (64)")
+    parser.add_argument("--minutes", type=float, default=4, help="that a trial trains (4)")
+    asked = parser.parse_args()
+    found = plan(pd.read_csv(asked.table), asked.trials, asked.gpus, asked.minutes)
+    print(found.to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
