@@ -1,15 +1,13 @@
 """Says what a sweep of many trials would need, from what tests/bench_scale.py measured of some.
 
 python analysis/scale.py docs/scale.csv
-python analysis/scale.py docs/scale.csv --trials 10000 --gpus 64 --minutes 4
+python analysis/scale.py docs/scale.csv --trials 10000 --slots 256 --minutes 4
 """
 
 import argparse
 from pathlib import Path
 
 import pandas as pd
-
-SHARE_OF_GPU = 0.25  # as jobs/sweep.py reserves for a trial
 
 
 def at(table: pd.DataFrame, column: str, trials: int) -> float:
@@ -18,14 +16,14 @@ def at(table: pd.DataFrame, column: str, trials: int) -> float:
     return y.mean() + x.cov(y) / x.var() * (trials - x.mean())
 
 
-def plan(table: pd.DataFrame, trials: int, gpus: int, minutes: float) -> pd.DataFrame:
+def plan(table: pd.DataFrame, trials: int, slots: int, minutes: float) -> pd.DataFrame:
     """Returns a row for each thing of which there may be too little.
 
     Args:
         table: of tests/bench_scale.py, a row for each number of trials.
+        slots: trials at a time.
         minutes: that a trial trains.
     """
-    slots = int(gpus / SHARE_OF_GPU)
     hours = trials * minutes / slots / 60
     driver = at(table, "driver_cpu_seconds_per_trial", trials)
     state = at(table, "state_bytes_per_trial", trials) * trials
@@ -35,13 +33,13 @@ def plan(table: pd.DataFrame, trials: int, gpus: int, minutes: float) -> pd.Data
         "hours, were nothing lost": f"{hours:.1f}",
         "trials at a time": f"{slots}",
         "driver's CPU seconds per trial": f"{driver:.2f}",
-        "of the driver's one thread in use": f"{driver * trials / (hours * 3600):.0%}",
+        "of one core, in use by the driver": f"{driver * trials / (hours * 3600):.0%}",
         "trials at a time that fill the driver": f"{minutes * 60 / driver:,.0f}",
         "Tune's snapshot, written anew each time (MB)": f"{state / 1e6:,.0f}",
         "on storage in the end (GB)": f"{size / 1e9:,.1f}",
         "written per second, old checkpoints not counted (MB)": f"{saved / 1e6:.2f}",
     }
-    return pd.DataFrame(rows.items(), columns=["what", f"{trials:,} trials on {gpus} GPUs"])
+    return pd.DataFrame(rows.items(), columns=["what", f"{trials:,} trials"])
 
 
 def main() -> None:
@@ -50,10 +48,10 @@ def main() -> None:
     )
     parser.add_argument("table", type=Path, help="the table of tests/bench_scale.py")
     parser.add_argument("--trials", type=int, default=10_000, help="how many (10000)")
-    parser.add_argument("--gpus", type=int, default=64, help="four trials on each (64)")
+    parser.add_argument("--slots", type=int, default=256, help="trials at a time (256: 64 GPUs)")
     parser.add_argument("--minutes", type=float, default=4, help="that a trial trains (4)")
     asked = parser.parse_args()
-    found = plan(pd.read_csv(asked.table), asked.trials, asked.gpus, asked.minutes)
+    found = plan(pd.read_csv(asked.table), asked.trials, asked.slots, asked.minutes)
     print(found.to_string(index=False))
 
 

@@ -1,7 +1,7 @@
 """A cluster of hosts, and what can go wrong with it, done on purpose.
 
 Whatever happens, a run ends with the numbers of one to which nothing happened, each epoch once.
-tests/test_faults.py does some of it once, tests/soak.py all of it many times.
+tests/test_faults.py does some of it once, tests/soak.py all of it several times.
 """
 
 import os

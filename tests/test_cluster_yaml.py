@@ -131,7 +131,9 @@ def test_every_node_installs_every_file_of_the_packages(config, project, tmp_pat
     pip = tmp_path / "bin" / "pip"
     pip.parent.mkdir()
     options = ["--no-deps", "--no-build-isolation", "--no-compile", "--target", str(site)]
-    pip.write_text(f'#!/bin/sh\nexec {sys.executable} -m pip "$@" {shlex.join(options)}\n')
+    pip.write_text(
+        f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m pip "$@" {shlex.join(options)}\n'
+    )
     pip.chmod(0o755)
     path = f"{pip.parent}{os.pathsep}{os.environ['PATH']}"
     home = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path), "PATH": path}

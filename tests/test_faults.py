@@ -1,10 +1,10 @@
-"""Faults of a cluster, each done once; `make soak` does all of them, and more often."""
+"""Faults of a cluster, each done once: `pytest -m soak`. `make soak` does all, and more often."""
 
 import faults
 import hosts
 import pytest
 
-pytestmark = hosts.needs_hosts
+pytestmark = [hosts.needs_hosts, pytest.mark.soak]
 
 
 @pytest.fixture(scope="module")
