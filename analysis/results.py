@@ -180,8 +180,9 @@ def _run(folder: Folder) -> Trial:
         raise NoResults(f"{folder.path}/params.json is damaged: {error}") from None
     rows = _rows(folder)
     done = rows[-1].get("epoch") if rows else 0
-    status = "finished" if done == config.get("epochs") else "unfinished"
-    return Trial(name, name, status, config, rows, failures=0, error="", folder=folder)
+    error = _error(folder)
+    status = "finished" if done == config.get("epochs") else "failed" if error else "unfinished"
+    return Trial(name, name, status, config, rows, failures=0, error=error, folder=folder)
 
 
 def _trial(folder: Folder, name: str, state: dict[str, Any]) -> Trial:
@@ -191,9 +192,6 @@ def _trial(folder: Folder, name: str, state: dict[str, Any]) -> Trial:
         config = json.loads(inside.read("params.json"))
     except (OSError, ValueError):  # not written yet, or half
         config = state.get("config", {})
-    error = ""
-    if status == "failed" and "error.txt" in inside.files:
-        error = inside.read("error.txt").decode(errors="replace").strip().rpartition("\n")[2]
     return Trial(
         experiment=folder.path.rpartition("/")[2],
         name=name,
@@ -201,9 +199,16 @@ def _trial(folder: Folder, name: str, state: dict[str, Any]) -> Trial:
         config=_flat(config),
         rows=_rows(inside),
         failures=state.get("num_failures", 0),
-        error=error,
+        error=_error(inside) if status == "failed" else "",
         folder=inside,
     )
+
+
+def _error(folder: Folder) -> str:
+    """Returns the last line of what went wrong, if anything did."""
+    if "error.txt" not in folder.files:
+        return ""
+    return folder.read("error.txt").decode(errors="replace").strip().rpartition("\n")[2]
 
 
 def _rows(folder: Folder) -> list[dict[str, Any]]:

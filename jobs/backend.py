@@ -33,6 +33,7 @@ class Backend(TorchConfig):
 
 
 def _listen_where_ray_does() -> None:
+    """Leaves the choice to gloo where no interface has Ray's address, as behind a NAT."""
     address = ray.util.get_node_ip_address()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         for _, name in socket.if_nameindex():

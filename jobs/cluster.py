@@ -41,11 +41,8 @@ def connect(address: str | None) -> None:
     """Connects to the cluster at `address`, else to the one running here, else starts Ray here."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    for name in (
-        "tune",
-        "execution.experiment_state",
-        "execution.tune_controller",
-    ):  # tell failures a second time
+    # What tells failures a second time.
+    for name in ("tune", "execution.experiment_state", "execution.tune_controller"):
         logging.getLogger(f"ray.tune.{name}").setLevel(logging.CRITICAL)
     runtime_env: dict[str, Any] = {"env_vars": WORKER_ENVIRONMENT}
     if " " in sys.executable:  # which Ray hands to a shell as it is, and then waits for workers
@@ -59,8 +56,10 @@ def connect(address: str | None) -> None:
             include_dashboard=False,  # of a Ray that only this command starts
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"--address {address}" if address else "the cluster here"
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise Trouble(
-            f"--address {address}: {str(error).splitlines()[0]} "
+            f"{where}: {reason} "
             "(does it run, and does it ask for a token? then set RAY_AUTH_MODE=token)"
         ) from None
 

@@ -19,15 +19,15 @@ from typing import Any
 import ray
 import torch
 from ray import train
-from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer, get_device
 
 from jobs import cluster, flags, storage
 from jobs.backend import Backend
 from jobs.flags import Trouble, setting
+from jobs.judge import Judge
 from jobs.progress import plural, tell_end
-from jobs.training import Progress, mend_snapshot, run_training
-from models import checkpoint, classifier, digits, gan, parallel, quality
+from jobs.training import ERROR, Progress, agreed_checkpoint, mend_snapshot, run_training
+from models import checkpoint, digits, gan, parallel, quality
 
 LARGEST_LATENT_DIM = 10_000  # an epoch's latent vectors are in memory together
 
@@ -126,7 +126,7 @@ def train_worker(config: dict[str, Any]) -> None:
     trained = gan.GAN(
         training.latent_dim, training.seed, training.lr, training.betas, device=device
     )
-    judge = Judge(training, data.test)
+    judge = Judge(training.seed, training.latent_dim, data.test)
 
     last, damaged = agreed_checkpoint(folder, rank, device)
     history = last.history if last else []
@@ -143,9 +143,11 @@ def train_worker(config: dict[str, Any]) -> None:
         )
         loss_d, loss_g, d_real, d_fake = means.tolist()
         if not math.isfinite(loss_d + loss_g):
-            raise FloatingPointError(
-                f"the losses of epoch {epoch} are not finite: try a lower --lr"
-            )
+            # To raise it would have Ray start the workers anew, for the same losses.
+            if rank == 0:
+                reason = f"the losses of epoch {epoch} are not finite: try a lower --lr"
+                folder.write(ERROR, reason.encode())
+            return
         seconds = time.perf_counter() - began
         images = len(data.train) // training.batch_size * training.batch_size
         row = {
@@ -175,49 +177,6 @@ def train_worker(config: dict[str, Any]) -> None:
         if rank == 0:  # whole at each epoch: after a restart no epoch is in it twice
             folder.write("result.json", "".join(json.dumps(r) + "\n" for r in history).encode())
         report(training, trained, row, history, rank)
-
-
-def agreed_checkpoint(
-    folder: storage.Folder, rank: int, device: torch.device
-) -> tuple[checkpoint.Checkpoint | None, list[str]]:
-    """Returns the newest whole checkpoint that the first worker sees, and the damaged ones' names.
-
-    Raises:
-        OSError: another worker does not see it whole.
-    """
-    last, damaged = storage.newest_checkpoint(folder, device) if rank == 0 else (None, [])
-    name = broadcast_from_rank_zero(last.name if last else "")
-    if rank > 0 and name:
-        last, _ = checkpoint.newest([name], folder.read, device)
-        if last is None:
-            raise OSError(
-                f"{folder.child(name).uri} is not whole here: does every node see the storage?"
-            )
-    return last, damaged
-
-
-class Judge:
-    """Measures the quality of samples against the test images, which are looked at once."""
-
-    def __init__(self, training: Training, test: digits.Images):
-        self.z = gan.sample_latents(training.seed, training.latent_dim)
-        self.images = test.images
-        self.eye = classifier.load(test.images.device)
-        self.reference: quality.Reference | None = None
-
-    def measure(self, generator: gan.Generator, rank: int) -> dict[str, float]:
-        """Returns the measures on the first worker, nothing on others: they draw and look only."""
-        mine = parallel.share(len(self.z))
-        seen = quality.look(gan.draw(generator, self.z[mine]), self.eye)
-        whole = quality.Seen(*(part.new_zeros(len(self.z), part.shape[1]) for part in seen))
-        for together, part in zip(whole, seen, strict=True):
-            together[mine] = part
-        parallel.add_up(whole)
-        if rank > 0:
-            return {}
-        if self.reference is None:
-            self.reference = quality.Reference.of(digits.scaled(self.images), self.eye)
-        return quality.measure(whole, self.reference)
 
 
 def report(

@@ -41,6 +41,9 @@ class Folder:
             file.write(content)
         self.filesystem.move(f"{target}.tmp", target)
 
+    def delete(self, name: str) -> None:
+        self.filesystem.delete_file(f"{self.path}/{name}")
+
     def names(self) -> list[str]:
         """Returns the names of what lies in the folder, none where there is no folder."""
         selector = fs.FileSelector(self.path, allow_not_found=True)

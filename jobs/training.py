@@ -1,18 +1,22 @@
-"""What stands beside a run of Ray Train: its progress, and what mends its list of checkpoints."""
+"""What stands beside a run of Ray Train: where it goes on from, and how far it is."""
 
 import json
-import queue
+import signal
 import threading
 import time
 from contextlib import suppress
 from typing import Any
 
+import torch
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer
 
 from jobs.progress import StatusLine, duration
-from jobs.storage import Folder
+from jobs.storage import Folder, newest_checkpoint
+from models import checkpoint
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # what Ray Train knows of the checkpoints
+ERROR = "error.txt"  # why a run ended that would end again in the same way, as Tune names it
 
 
 def mend_snapshot(folder: Folder) -> None:
@@ -29,7 +33,26 @@ def mend_snapshot(folder: Folder) -> None:
     except (ValueError, KeyError, TypeError):
         gone = True
     if gone:
-        folder.filesystem.delete_file(f"{folder.path}/{SNAPSHOT}")
+        folder.delete(SNAPSHOT)
+
+
+def agreed_checkpoint(
+    folder: Folder, rank: int, device: torch.device
+) -> tuple[checkpoint.Checkpoint | None, list[str]]:
+    """Returns the newest whole checkpoint that the first worker sees, and the damaged ones' names.
+
+    Raises:
+        OSError: another worker does not see it whole.
+    """
+    last, damaged = newest_checkpoint(folder, device) if rank == 0 else (None, [])
+    name = broadcast_from_rank_zero(last.name if last else "")
+    if rank > 0 and name:
+        last, _ = checkpoint.newest([name], folder.read, device)
+        if last is None:
+            raise OSError(
+                f"{folder.child(name).uri} is not whole here: does every node see the storage?"
+            )
+    return last, damaged
 
 
 class Progress:
@@ -82,29 +105,30 @@ class Progress:
 def run_training(trainer: TorchTrainer, progress: Progress) -> list[str]:
     """Trains to the end or to Ctrl-C, saying how far it is; returns what went wrong for good.
 
-    Ray Train waits in a thread, so that the first Ctrl-C ends this process, and Ray with it.
+    Ray Train has this thread: it is the one that Ctrl-C reaches, and no other may be in a call of
+    Ray's when the process ends.
     """
-    outcome: queue.Queue[list[str]] = queue.Queue()
+    ended, folder = threading.Event(), progress.folder
+    if ERROR in folder.names():
+        folder.delete(ERROR)
 
-    def fit() -> None:
-        failures: list[str] = []
-        try:
-            trainer.fit()
-        except Exception as error:  # a worker's own, or whatever stopped Ray Train itself
-            cause = getattr(error, "controller_failure", error)
-            causes = getattr(error, "worker_failures", None) or {0: cause}
-            failures = [f"{type(e).__name__}: {e}".splitlines()[0] for e in causes.values()]
-        finally:
-            outcome.put(failures)
-
-    threading.Thread(target=fit, daemon=True).start()
-    failures = None
-    try:
-        while failures is None:
-            with suppress(queue.Empty):
-                failures = outcome.get(timeout=1)
+    def show() -> None:
+        while not ended.wait(1):
             progress.show()
-    except KeyboardInterrupt:
-        failures = []
-    progress.line.clear()
-    return failures
+
+    showing = threading.Thread(target=show)
+    showing.start()
+    try:
+        trainer.fit()
+    except (KeyboardInterrupt, SystemExit):  # Ray Train turns the one into the other
+        return []
+    except Exception as error:  # a worker's own, or whatever stopped Ray Train itself
+        cause = getattr(error, "controller_failure", error)
+        causes = getattr(error, "worker_failures", None) or {0: cause}
+        return [f"{type(e).__name__}: {e}".splitlines()[0] for e in causes.values()]
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Ray Train leaves its own
+        ended.set()
+        showing.join()
+        progress.line.clear()
+    return [folder.read(ERROR).decode()] if ERROR in folder.names() else []

@@ -146,7 +146,8 @@ class Run:
     driver: subprocess.Popen | None = None
 
     def start(self) -> None:
-        line = f"RAY_AUTH_MODE=token python ~/{self.job} --storage /mnt/shared --name {self.name}"
+        storage = f"--storage /mnt/shared/{self.name} --name it"
+        line = f"RAY_AUTH_MODE=token python ~/{self.job} {storage}"
         self.driver = subprocess.Popen(
             self.cluster.net["head"].command(f"exec env {line}"),
             stdin=subprocess.DEVNULL,
@@ -157,7 +158,7 @@ class Run:
 
     def trials(self) -> list[Trial]:
         with suppress(NoResults):
-            return read_trials(str(self.cluster.shared / self.name))
+            return read_trials(str(self.cluster.shared / self.name / "it"))
         return []
 
     def numbers(self) -> Numbers:
@@ -166,11 +167,9 @@ class Run:
             for trial in self.trials()
         }
 
-    def epochs(self) -> int:
-        return sum(len(trial.rows) for trial in self.trials())
-
-    def wait_for_epochs(self, more: int) -> None:
-        wait_for(lambda: self.epochs() >= more)
+    def epochs(self) -> dict[str, int]:
+        """Returns how many epochs each trial has done."""
+        return {trial.name: len(trial.rows) for trial in self.trials()}
 
     def kill_driver(self) -> None:
         _kill(self.cluster.net["head"].processes("python", self.job.split()[0]))
@@ -296,18 +295,18 @@ FAULTS: dict[str, tuple[str, Fault]] = {
 def suffer(cluster: Cluster, fault: str, name: str) -> float:
     """Does a fault to a run, and sees it end as if nothing had happened.
 
-    Returns the seconds from the fault to the first epoch's end after the cluster is whole again.
+    Returns the seconds from the fault until every trial that was under way is an epoch further.
     """
     job, inflict = FAULTS[fault]
     expected = cluster.numbers(job)
     run = Run(cluster, job, name)
     try:
         run.start()
-        run.wait_for_epochs(len(expected) * 2)
+        wait_for(lambda: sum(run.epochs().values()) >= 2 * len(expected), run.driver)
+        before = {name: done for name, done in run.epochs().items() if done < len(expected[name])}
         began = time.monotonic()
         inflict(run)
-        before = run.epochs()
-        wait_for(lambda: run.epochs() > before or run.driver.poll() is not None)
+        wait_for(lambda: all(run.epochs().get(name, 0) > before[name] for name in before))
         seconds = time.monotonic() - began
         output, _ = run.driver.communicate(timeout=600)
     finally:

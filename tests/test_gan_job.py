@@ -171,7 +171,10 @@ def test_losses_that_are_not_finite_end_the_run_and_say_why(tmp_path, images):
     flags = ["--data", images, "--workers", 1, "--storage", tmp_path, "--lr", "1e30"]
     done = run("jobs/gan.py", *FLAGS, *flags)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "failed: FloatingPointError: the losses of epoch 1 are not finite" in done.stdout
+    assert "failed: the losses of epoch 1 are not finite" in done.stdout
+    (trial,) = read_trials(str(tmp_path / "gan-report"))
+    assert trial.status == "failed"
+    assert trial.error.startswith("the losses of epoch 1 are not finite")
 
 
 def test_a_ctrl_c_ends_soon_and_says_how_to_go_on(tmp_path, images):
