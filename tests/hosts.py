@@ -23,13 +23,33 @@ from scripts import TOP, wait_for
 USER, HOME, SHARED = "suite", "/home/suite", "/mnt/shared"
 NEEDED = {"ip": "iproute2", "sshd": "openssh-server", "ssh": "openssh-client", "rsync": "rsync"}
 NEEDED |= {"unshare": "util-linux", "losetup": "mount", "mkfs.ext4": "e2fsprogs"}
+TMPFS = ["-t", "tmpfs", "tmpfs"]
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
-missing = sorted(NEEDED[tool] for tool in NEEDED if shutil.which(tool, path=PATH) is None)
-needs_hosts = pytest.mark.skipif(
-    os.geteuid() != 0 or bool(missing),
-    reason=f"hosts are namespaces: needs root and {' '.join(NEEDED.values())}",
-)
+
+def quietly(*command: object, codes: tuple[int, ...] = (0,)) -> str:
+    """Runs a command that has to end with one of these exit codes; returns what it prints."""
+    done = subprocess.run(
+        list(map(str, command)), env=os.environ | {"PATH": PATH}, capture_output=True, text=True
+    )
+    assert done.returncode in codes, f"{command}: {done.stderr}"
+    return done.stdout.strip()
+
+
+def _lacking() -> str:
+    """Returns what this machine lacks for hosts, nothing where they can be had."""
+    missing = sorted(NEEDED[tool] for tool in NEEDED if shutil.which(tool, path=PATH) is None)
+    if missing:
+        return " ".join(missing)
+    try:
+        quietly("unshare", "--mount", "--pid", "--net", "--uts", "--fork", "mount", *TMPFS, "/mnt")
+    except AssertionError as error:
+        return f"leave to make namespaces, as root has it ({error})"
+    return ""
+
+
+lacking = _lacking()
+needs_hosts = pytest.mark.skipif(bool(lacking), reason=f"hosts are namespaces: needs {lacking}")
 
 # Runs as the first process of a host: when it ends, all others of the host do.
 BOOT = """
@@ -90,7 +110,7 @@ class Host:
         ssh.mkdir(mode=0o700)
         shutil.copy(self.network.key.with_suffix(".pub"), ssh / "authorized_keys")
         key = self.home / "host_key"
-        _quietly("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
+        quietly("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
         (self.home / "sshd_config").write_text(
             f"HostKey {HOME}/host_key\nAuthorizedKeysFile {HOME}/.ssh/authorized_keys\n"
             "PidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
@@ -144,10 +164,15 @@ class Host:
             return "listening" in log.read_text()
 
         wait_for(listens)
+        self.link("up")
 
     def kill(self) -> None:
-        """The host is gone from one moment to the next, with all that ran on it."""
+        """The host is gone from one moment to the next, with all that ran on it.
+
+        As when its power fails: nobody hears of it, not even by a connection that closes.
+        """
         if self.boot:
+            self.link("down")
             first = Path(f"/proc/{self.first_process()}")
             os.kill(self.boot.pid, signal.SIGKILL)  # --kill-child: and its first process with it
             self.boot.wait()
@@ -207,7 +232,7 @@ class Network:
         self.hosts: dict[str, Host] = {}
 
     def boot(self, names: list[str]) -> None:
-        _quietly("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key)
+        quietly("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key)
         _ip("netns", "add", self.switch)
         _ip("-n", self.switch, "link", "add", "switch", "type", "bridge")
         _ip("-n", self.switch, "link", "set", "switch", "up")
@@ -239,10 +264,7 @@ class Network:
         for host in self.hosts.values():
             with suppress(AssertionError):  # the others have to end, too
                 host.kill()
-        listed = subprocess.run(
-            ["ip", "netns", "list"], env=os.environ | {"PATH": PATH}, capture_output=True, text=True
-        )
-        for line in listed.stdout.splitlines():
+        for line in quietly("ip", "netns", "list").splitlines():
             if line.split()[0].startswith(f"{self.name}-"):
                 _ip("netns", "delete", line.split()[0])
 
@@ -268,11 +290,4 @@ def _packages() -> str:
 
 
 def _ip(*words: str) -> None:
-    _quietly("ip", *words)
-
-
-def _quietly(*command: object) -> None:
-    done = subprocess.run(
-        list(map(str, command)), env=os.environ | {"PATH": PATH}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, f"{command}: {done.stderr}"
+    quietly("ip", *words)

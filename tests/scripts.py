@@ -46,13 +46,21 @@ def started(script: str, *arguments: object, **options: object) -> Iterator[subp
         process.wait()
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None) -> object:
-    """Returns what `condition` does as soon as that is true; fails after two minutes."""
+def wait_for(
+    condition: Callable[[], object], process: subprocess.Popen | None = None, every: float = 0.05
+) -> object:
+    """Returns what `condition` does as soon as that is true; fails after two minutes.
+
+    Args:
+        condition: asked every so many seconds.
+        process: fails at once when this one has ended.
+        every: seconds; more for a condition that takes the machine from what it waits for.
+    """
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         found = condition()
         if found:
             return found
         assert process is None or process.poll() is None, process.stdout.read()
-        time.sleep(0.05)
+        time.sleep(every)
     raise AssertionError("this did not come about in two minutes")

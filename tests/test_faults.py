@@ -1,10 +1,10 @@
-"""Faults of a cluster, each done once: `pytest -m soak`. `make soak` does all, and more often."""
+"""Faults of a cluster, the quick ones, each done once. `make soak` does all, and more often."""
 
 import faults
 import hosts
 import pytest
 
-pytestmark = [hosts.needs_hosts, pytest.mark.soak]
+pytestmark = [hosts.needs_hosts, faults.needs_disk]
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,6 @@ def cluster(tmp_path_factory):
     [
         "a worker host disappears in mid-sweep",
         "the head disappears in mid-sweep",
-        "the storage turns read-only",
     ],
 )
 def test_a_sweep_ends_as_if_nothing_had_happened(cluster, fault):

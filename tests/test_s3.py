@@ -52,7 +52,7 @@ def test_a_sweep_that_was_killed_goes_on_in_a_bucket(server, tiny, tmp_path):
     command = ["jobs/sweep.py", *GRID, "--storage", f"s3://{BUCKET}/some/sweeps", "--name", "tiny"]
     results = f"s3://{BUCKET}/some/sweeps/tiny"
     with started(*command) as driver:
-        wait_for(lambda: finished(results), driver)
+        wait_for(lambda: finished(results), driver, every=1)  # the server is in this process
         driver.kill()
     before = finished(results)
     done = run(*command)
