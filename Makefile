@@ -3,8 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RESULTS ?= results
-# First, so that the end of the tests does not wait for one of them.
-LONGEST := tests/test_faults.py tests/test_ray_up.py tests/test_gan_job.py tests/test_s3.py
+# First, so that the end of the tests does not wait for one of them; and not two clusters at a time.
+LONGEST := tests/test_faults.py tests/test_gan_job.py tests/test_ray_up.py tests/test_s3.py
 
 .PHONY: demo test bench soak host-tools
 

@@ -54,7 +54,7 @@ def heat_map(table: pd.DataFrame, title: str, xlabel: str, ylabel: str, color: s
         for row, column in ((r, c) for r in range(rows) for c in range(columns)):
             value = percent[row, column]
             if value == value:  # not where there is none
-                ink = "black" if value > 55 else "white"
+                ink = "black" if value > 50 else "white"
                 axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=ink, size=8)
     axes.set_xticks(*_ticks(list(table.columns)))
     axes.set_yticks(*_ticks(list(table.index)))

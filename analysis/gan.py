@@ -117,6 +117,7 @@ def draw_losses(rows: pd.DataFrame, out: Path) -> Path:
     opinions.set_ylim(0, 1)
     for axes in (losses, opinions):
         axes.legend()
+        axes.xaxis.get_major_locator().set_params(integer=True)
     numbers = rows[["epoch", "loss_d", "loss_g", "d_real", "d_fake"]]
     return save(figure, numbers, out, "losses")
 
@@ -134,6 +135,8 @@ def draw_quality(rows: pd.DataFrame, floor: pd.Series, out: Path) -> Path:
         shares.axhline(floor[name], color=color, lw=1, ls=":")
     shares.set(title="dotted: training images", xlabel="epoch", ylabel="share")
     shares.set_ylim(0)
+    for axes in (distance, shares):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     shares.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=4)
     columns = ["epoch", "frechet_distance", "precision", "recall", "density", "coverage"]
     return save(figure, rows[columns], out, "quality_over_epochs")
@@ -188,7 +191,7 @@ def draw_nearest(nearest: pd.DataFrame, out: Path) -> Path:
                   color=color, label=label)  # fmt: skip
     axes.set(title="is it copying?", ylabel="images",
              xlabel="distance to the nearest training image (pixels from -1 to 1)")  # fmt: skip
-    axes.legend()
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     return save(figure, nearest, out, "nearest")
 
 

@@ -121,6 +121,8 @@ def read_trials(results: str) -> list[Trial]:
         path.split("/")[0] for path in folder.files if re.fullmatch(r"[^/]+/params.json", path)
     }
     names = sorted(named | states.keys())
+    if not folder.files:
+        raise NoResults(f"{results}: no such folder, or nothing in it")
     if not names:
         raise NoResults(f"{results}: neither trials of Ray Tune nor a run of jobs/gan.py")
     with ThreadPoolExecutor(16) as threads:

@@ -23,13 +23,13 @@ DETAILS = [
 
 
 def columns_to_show(table: pd.DataFrame) -> list[str]:
-    """Returns the columns worth a screen: neither details nor what is the same in every row."""
+    """Returns the columns worth a screen: neither details nor settings that are all the same."""
     hidden = {*TUNE_COLUMNS, *DETAILS}
     differ = {name for name in table if table[name].astype(str).nunique(dropna=False) > 1}
     return [
         name
         for name in table
-        if name in ("trial", "status", "epoch")
+        if name in ("trial", "status", "epoch", "val_accuracy")
         or (name not in hidden and (name in differ or (len(table) == 1 and name != "experiment")))
     ]
 

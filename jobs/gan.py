@@ -145,8 +145,8 @@ def train_worker(config: dict[str, Any]) -> None:
         if not math.isfinite(loss_d + loss_g):
             # To raise it would have Ray start the workers anew, for the same losses.
             if rank == 0:
-                reason = f"the losses of epoch {epoch} are not finite: try a lower --lr"
-                folder.write(ERROR, reason.encode())
+                reason = f"the losses of epoch {epoch} are not finite"
+                folder.write(ERROR, f"{reason}: try a lower --lr, under a new --name".encode())
             return
         seconds = time.perf_counter() - began
         images = len(data.train) // training.batch_size * training.batch_size
@@ -244,7 +244,7 @@ def settings() -> tuple[Training, Run, tuple[int, int] | None]:
         choices=PRESETS,
         default="report",
         help="; ".join(f"{name}: {preset.epochs} epochs" for name, preset in PRESETS.items())
-        + ". A flag below goes before it (report)",
+        + ". Flags below override it (report)",
     )
     parser.add_settings("the experiment", Training)
     parser.add_settings("the run", Run)

@@ -69,12 +69,11 @@ def trial_configs(sweep: Sweep) -> list[dict[str, Any]]:
     recipe = asdict(sweep)
     for axis in ("cells", "lengths", "seeds", "start"):
         del recipe[axis]
+    # And the long ones first: no straggler at the end.
     return [
         {"cell": cell, "length": length, "seed": seed, "start": start, **recipe}
         for seed in sweep.seeds
-        for length in sorted(
-            sweep.lengths, reverse=True
-        )  # the long ones first: no straggler at the end
+        for length in sorted(sweep.lengths, reverse=True)
         for cell in sweep.cells
         for start in sweep.start
     ]
@@ -278,7 +277,7 @@ def settings() -> tuple[tuple[Sweep, ...], Run]:
         default="figures",
         help="figures: lstm and rnn at 3-24, lstm at 25-35 for 5 epochs; "
         "quick: both at 3-20, fewer lengths, seeds, epochs and palindromes. "
-        "A flag below goes before it; --cells and --lengths make it one grid (figures)",
+        "Flags below override it; --cells and --lengths make it one grid (figures)",
     )
     parser.add_settings("the experiment", Sweep)
     parser.add_settings("the run", Run)

@@ -113,12 +113,13 @@ def run_training(trainer: TorchTrainer, progress: Progress) -> list[str]:
         folder.delete(ERROR)
 
     def show() -> None:
-        while not ended.wait(1):
-            progress.show()
+        with suppress(BrokenPipeError):  # nobody reads on: no reason to stop training
+            while not ended.wait(1):
+                progress.show()
 
-    showing = threading.Thread(target=show)
-    showing.start()
+    showing = threading.Thread(target=show, daemon=True)
     try:
+        showing.start()
         trainer.fit()
     except (KeyboardInterrupt, SystemExit):  # Ray Train turns the one into the other
         return []
@@ -127,8 +128,8 @@ def run_training(trainer: TorchTrainer, progress: Progress) -> list[str]:
         causes = getattr(error, "worker_failures", None) or {0: cause}
         return [f"{type(e).__name__}: {e}".splitlines()[0] for e in causes.values()]
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # Ray Train leaves its own
         ended.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Ray Train leaves its own
         showing.join()
         progress.line.clear()
     return [folder.read(ERROR).decode()] if ERROR in folder.names() else []

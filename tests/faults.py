@@ -23,16 +23,18 @@ from sets import part_of_mnist
 
 from analysis.results import NoResults, Trial, read_trials
 
-MEASURED = ("epoch", "val_accuracy", "val_loss", "train_loss")
-MEASURED += ("loss_d", "loss_g", "d_real", "d_fake", "frechet_distance")
+MEASURED = [
+    *("epoch", "val_accuracy", "val_loss", "train_loss"),
+    *("loss_d", "loss_g", "d_real", "d_fake", "frechet_distance"),
+]
 
-SWEEP = "sweep.py --cells lstm,rnn --lengths 20 --seeds 0-2 --epochs 8 --samples 8000"
+SWEEP = "sweep.py --cells lstm,rnn --lengths 20 --seeds 0-2 --epochs 8 --samples 4000"
 GAN = (
     "gan.py --data /mnt/shared/digits --workers 3 --cpus-per-worker 1 --epochs 5 --batch-size 128 "
     "--keep-every 2 --quality-every 1"
 )
 SHORT_TRIALS = {
-    30: "sweep.py --lengths 3-5 --seeds 0-4 --epochs 4 --samples 8000",
+    30: "sweep.py --lengths 3-5 --seeds 0-4 --epochs 4 --samples 4000",
     200: "sweep.py --lengths 3-12 --seeds 0-9 --epochs 2 --samples 2000",
 }
 
@@ -40,7 +42,7 @@ Numbers = dict[str, list[tuple]]
 
 
 class Cluster:
-    """A head and two workers with two CPUs each, and a shared disk of 300 MB."""
+    """A head and two workers with a CPU each, and a shared disk of 300 MB."""
 
     def __init__(self, net: hosts.Network, device: str):
         self.net, self.device = net, device
@@ -50,8 +52,8 @@ class Cluster:
 
     def start_ray(self, name: str) -> None:
         where = "--head --port=6379" if name == "head" else f"--address={self.head}:6379"
-        # Whatever is left there of a cluster before.
-        line = f"ray stop --force; RAY_AUTH_MODE=token ray start {where} --num-cpus=2"
+        # First ends whatever is left there of an earlier cluster.
+        line = f"ray stop --force; RAY_AUTH_MODE=token ray start {where} --num-cpus=1"
         done = self.net[name].run(line)
         assert done.returncode == 0, done.stdout
 
@@ -74,7 +76,7 @@ class Cluster:
             home = self.net[name].home
             (home / ".ray").mkdir()
             shutil.copy(token, home / ".ray" / "auth_token")
-            for job in (TOP / "jobs").glob("*.py"):
+            for job in (TOP / "jobs").glob("*.py"):  # as `ray submit` copies a script
                 shutil.copy(job, home)
             install = "cp -r /mnt/shared/suite /tmp/suite && pip install --quiet /tmp/suite"
             done = self.net[name].run(install)
@@ -242,7 +244,7 @@ def network_cut(run: Run) -> None:
     host.link("down")
     time.sleep(30)
     host.link("up")
-    # Where the head had taken it for lost, Ray ends there by itself when it hears so.
+    # Where the head had taken it for lost, the raylet ends itself once it learns of that.
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and host.processes("raylet"):
         time.sleep(1)
@@ -310,7 +312,8 @@ def suffer(cluster: Cluster, fault: str, name: str) -> float:
     try:
         run.start()
         wait_for(lambda: sum(run.epochs().values()) >= 2 * len(expected), run.driver, every=0.5)
-        before = {name: done for name, done in run.epochs().items() if done < len(expected[name])}
+        before = {n: done for n, done in run.epochs().items() if done < len(expected[n])}
+        assert before  # else there is nothing to recover
         began = time.monotonic()
         inflict(run)
         wait_for(lambda: all(run.epochs().get(n, 0) > before[n] for n in before), every=0.5)
@@ -327,7 +330,7 @@ def suffer(cluster: Cluster, fault: str, name: str) -> float:
 def soak(cluster: Cluster, trials: int, seed: int) -> tuple[int, int]:
     """Kills trials at random while a sweep of many short ones runs, to its end.
 
-    Returns how many were killed, and how often the command had to be typed.
+    Returns how often a trial's process was killed, and how often the command had to be typed.
     """
     expected = cluster.numbers(SHORT_TRIALS[trials])
     run = Run(cluster, SHORT_TRIALS[trials], f"soak-{trials}-{seed}")

@@ -1,16 +1,19 @@
 """Does every fault to a cluster of three hosts several times, and then kills at random for a while.
 
 python tests/soak.py            all of it (make soak): a table, line by line
-python tests/soak.py --times 1
+python tests/soak.py --times 1 --only "the head"
 """
 
 import argparse
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import faults
+import hosts
 
 
 def main() -> None:
@@ -18,23 +21,33 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--times", type=int, default=2, help="how often each fault is done (2)")
-    times = parser.parse_args().times
+    parser.add_argument("--only", default="", metavar="WORDS", help="faults that these are part of")
+    asked = parser.parse_args()
+    if asked.times < 1:
+        parser.error("--times must be 1 or more")
+    if hosts.lacking:
+        parser.error(f"hosts are namespaces: needs {hosts.lacking}")
+    # As Ctrl-C: what was started ends with the program.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    wanted = [fault for fault in faults.FAULTS if asked.only in fault]
     print("| fault | times | outcome | seconds to recover (median, largest) |")
     print("| --- | --- | --- | --- |", flush=True)
     with (
         tempfile.TemporaryDirectory(prefix="soak", dir="/tmp") as place,
         faults.cluster(Path(place)) as cluster,
     ):
-        for number, fault in enumerate(faults.FAULTS):
-            seconds = [faults.suffer(cluster, fault, f"{number}-{i}") for i in range(times)]
-            middle, most = statistics.median(seconds), max(seconds)
-            print(f"| {fault} | {times} | same numbers | {middle:.0f}, {most:.0f} |", flush=True)
+        for number, fault in enumerate(wanted):
+            seconds = [faults.suffer(cluster, fault, f"{number}-{i}") for i in range(asked.times)]
+            row = f"{statistics.median(seconds):.0f}, {max(seconds):.0f}"
+            print(f"| {fault} | {asked.times} | same numbers | {row} |", flush=True)
+        if asked.only:
+            return
         began = time.monotonic()
         killed, typed = faults.soak(cluster, trials=200, seed=0)
         minutes = (time.monotonic() - began) / 60
         print(
-            f"| 200 short trials, {killed} of them killed at random in {minutes:.0f} min | 1 "
-            f"| same numbers, the command typed {typed} times | |",
+            f"| 200 short trials, {killed} processes killed at random in {minutes:.0f} min "
+            f"| 1 | same numbers, the command typed {typed} times | |",
             flush=True,
         )
 
