@@ -202,15 +202,15 @@ def test_all_nodes_run_one_image_whose_ray_and_python_the_project_allows(config,
 
 def test_the_commands_of_the_header_are_ones_that_can_be_typed(project):
     commands = [shlex.split(line, comments=True) for line in HEADER if line.startswith("   ray ")]
-    assert [words[1] for words in commands] == ["up", "submit", "submit", "rsync-down", "down"]
+    names = [words[1] for words in commands]
+    assert names == ["up", "submit", "submit", "submit", "rsync-down", "down"]
     for _, name, *rest in commands:
         given = cli.commands[name].make_context(name, list(rest)).params
         assert given["cluster_config_file"] == "cluster.yaml"
         for word in rest:
             if word.endswith((".yaml", ".py")):
                 assert (ROOT / word).is_file()
-        if name == "submit":
-            assert given["script"] in ("jobs/sweep.py", "jobs/gan.py")
+        if name == "submit" and given["script"].startswith("jobs/"):
             assert "--storage" in given["script_args"]
 
     (extra,) = re.findall(r"pip install '\.\[(\w+)\]'", "\n".join(HEADER))
