@@ -3,8 +3,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RESULTS ?= results
-# First, so that the end of the tests does not wait for one of them; and not two clusters at a time.
-LONGEST := tests/test_faults.py tests/test_gan_job.py tests/test_ray_up.py tests/test_s3.py
 
 .PHONY: demo test bench soak host-tools
 
@@ -23,7 +21,7 @@ demo: .venv/installed
 test: .venv/installed host-tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(LONGEST) tests
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The hosts of the tests are network namespaces, each with an sshd: where they cannot be had, the
 # tests that need them are skipped and say so.

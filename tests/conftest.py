@@ -18,6 +18,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a job finds the Ray that was started 
     os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short, for sockets
     atexit.register(shutil.rmtree, os.environ["RAY_TMPDIR"], ignore_errors=True)
 
+# They begin first, so that none is left to run alone at the end.
+LONGEST = ["sweep", "gan_job", "ray_up", "s3", "faults", "gan_figures"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    names = [f"test_{name}" for name in LONGEST]
+    items.sort(key=lambda item: names.index(item.path.stem) if item.path.stem in names else 99)
+
+
 GRID = ["--cells", "lstm,rnn", "--lengths", "3,5", "--seeds", "0,1"]
 GRID += ["--epochs", 2, "--samples", 2000]
 

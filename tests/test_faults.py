@@ -1,4 +1,7 @@
-"""Faults of a cluster, the quick ones, each done once. `make soak` does all, and more often."""
+"""Faults of a cluster: trials killed at random, and by `pytest -m soak` hosts that are lost.
+
+`make soak` does them all, more often.
+"""
 
 import faults
 import hosts
@@ -13,6 +16,7 @@ def cluster(tmp_path_factory):
         yield made
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     "fault",
     [

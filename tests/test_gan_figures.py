@@ -148,6 +148,8 @@ def test_what_cannot_be_drawn_is_told_in_one_line(trained, tiny, tmp_path):
     assert "two different digits" in refusal(trained, "--from", 3, "--to", 3)
     assert "go together" in refusal(trained, "--from", 3)
     assert "not a run of jobs/gan.py" in refusal(tiny)
+    assert "no such folder" in refusal(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").touch()
     assert "neither trials of Ray Tune nor a run of jobs/gan.py" in refusal(tmp_path)
     assert "invalid choice: 12" in refusal(trained, "--from", 12, "--to", 3)
     assert "unrecognized arguments: --fro 3" in refusal(trained, "--fro", 3)

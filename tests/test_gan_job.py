@@ -111,7 +111,7 @@ def test_a_worker_that_is_killed_makes_no_difference(tmp_path, images, undisturb
     flags = ["--data", images, "--workers", 2, "--storage", tmp_path, "--name", "killed"]
     folder = tmp_path / "killed"
     with started("jobs/gan.py", *FLAGS, *flags) as driver:
-        wait_for(lambda: len(saved(folder)) >= 3, driver)  # of epochs 0, 1 and 2
+        wait_for(lambda: len(saved(folder)) >= 3, driver, every=0.3)  # of epochs 0, 1 and 2
         first = rows(folder)[-1]["pid"]
         os.kill(first, signal.SIGKILL)
         output, _ = driver.communicate(timeout=200)
@@ -134,7 +134,7 @@ def test_the_same_command_goes_on_after_its_driver_was_killed(tmp_path, images, 
     flags = ["--data", images, "--workers", 2, "--storage", tmp_path, "--name", "killed"]
     folder = tmp_path / "killed"
     with started("jobs/gan.py", *FLAGS, *flags) as driver:
-        wait_for(lambda: len(saved(folder)) >= 3, driver)
+        wait_for(lambda: len(saved(folder)) >= 3, driver, every=0.3)
         first = rows(folder)[-1]["pid"]
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
@@ -156,7 +156,7 @@ def test_a_node_that_leaves_shrinks_the_run(tmp_path, images):
     with clusters.started() as cluster, cluster.node() as leave:
         arguments = [*FLAGS, *flags, "--address", cluster.address]
         with started("jobs/gan.py", *arguments, env=cluster.environment) as driver:
-            wait_for(lambda: len(saved(folder)) >= 2, driver)  # of epochs 0 and 1
+            wait_for(lambda: len(saved(folder)) >= 2, driver, every=0.3)  # of epochs 0 and 1
             leave()
             output, _ = driver.communicate(timeout=250)
     assert driver.returncode == 0, output
