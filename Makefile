@@ -1,5 +1,5 @@
 # make demo    a small sweep, a small GAN and their figures    make test    everything that is checked
-# make bench   measures it against what it could be     make soak    an hour of faults
+# make bench   measures it against what it could be     make soak    half an hour of faults
 PYTHON ?= python3
 BIN := .venv/bin
 RESULTS ?= results

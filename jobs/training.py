@@ -118,8 +118,8 @@ def run_training(trainer: TorchTrainer, progress: Progress) -> list[str]:
                 progress.show()
 
     showing = threading.Thread(target=show, daemon=True)
+    showing.start()
     try:
-        showing.start()
         trainer.fit()
     except (KeyboardInterrupt, SystemExit):  # Ray Train turns the one into the other
         return []

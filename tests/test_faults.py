@@ -1,6 +1,6 @@
 """Faults of a cluster: trials killed at random, and by `pytest -m soak` hosts that are lost.
 
-`make soak` does them all, more often.
+`make soak` does them all.
 """
 
 import faults
