@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RESULTS ?= results
 
-.PHONY: demo test bench soak host-tools
+.PHONY: demo test bench soak test-tools
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -18,23 +18,24 @@ demo: .venv/installed
 	$(BIN)/python jobs/gan.py --preset quick --storage $(RESULTS) --name demo-gan
 	$(BIN)/python analysis/gan.py $(RESULTS)/demo-gan --out $(RESULTS)/figures
 
-test: .venv/installed host-tools
+test: .venv/installed test-tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# The hosts of the tests are network namespaces, each with an sshd: where they cannot be had, the
-# tests that need them are skipped and say so.
-host-tools:
-	@for tool in ip sshd rsync; do \
+# The hosts of the tests are network namespaces, each with an sshd, and pages are opened in a browser:
+# where these cannot be had, the tests that need them are skipped and say so.
+test-tools:
+	@for tool in ip sshd rsync chromium chromedriver; do \
 	  PATH=$$PATH:/usr/sbin command -v $$tool > /dev/null || missing=yes; done; \
 	if [ "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
-	  apt-get update -qq && apt-get install -y -qq iproute2 openssh-server rsync \
-  || echo "no hosts for the tests: apt-get failed"; fi
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends \
+	    iproute2 openssh-server rsync chromium chromium-driver \
+	  || echo "some tests will be skipped: apt-get failed"; fi
 
 bench: .venv/installed
 	$(BIN)/python tests/bench_sweep.py
 	$(BIN)/python tests/bench_gan.py
 
-soak: .venv/installed host-tools
+soak: .venv/installed test-tools
 	$(BIN)/python tests/soak.py

@@ -34,11 +34,14 @@ plt.rcParams.update(
 )
 
 
-def save(figure: Figure, numbers: pd.DataFrame, out: Path, name: str) -> Path:
-    """Writes NAME.png, and its numbers as NAME.csv; returns the picture's path."""
+def save(figure: Figure, numbers: pd.DataFrame, out: Path, name: str, alt: str) -> Path:
+    """Writes NAME.png, and its numbers as NAME.csv; returns the picture's path.
+
+    What the picture shows, in words for those who do not see it, goes into the PNG as well.
+    """
     out.mkdir(parents=True, exist_ok=True)
     picture = out / f"{name}.png"
-    figure.savefig(picture, bbox_inches="tight")
+    figure.savefig(picture, bbox_inches="tight", metadata={"Description": alt})
     plt.close(figure)
     numbers.to_csv(out / f"{name}.csv", index=False)
     return picture

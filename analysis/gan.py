@@ -1,11 +1,12 @@
-"""Draws what a GAN's training made: the report's Figures 4-7, its losses, its quality, its growing.
+"""Draws what a GAN's training made: the report's Figures 4-7, losses, quality.
 
   python analysis/gan.py ~/ray_results/gan-report --out figures
   python analysis/gan.py ~/ray_results/gan-report --from 3 --to 8
   python analysis/gan.py s3://BUCKET/gan/gan-report --out figures
 
-Each figure is a PNG with the numbers behind it beside it as a CSV; training.gif shows the same
-latent vectors over the epochs. A training that is still running may be drawn.
+Each figure is a PNG with the numbers behind it beside it as a CSV; training.gif
+shows the same latent vectors over the epochs. A training that is still running
+may be drawn.
 """
 
 import sys
@@ -76,9 +77,19 @@ def draw_grids(
         ("figure6", last, "after training" if last == run.config["epochs"] else "so far"),
     ):
         images = gan.draw(generators[epoch], grid_latents(run))
-        title = f"Figure {name[-1]}: G {when}, epoch {epoch}"
-        pictures.append(save(grid_figure(images, title), seen_table(images, eye), out, name))
+        title, seen = f"Figure {name[-1]}: G {when}, epoch {epoch}", seen_table(images, eye)
+        pictures.append(save(grid_figure(images, title), seen, out, name, told(seen)))
     return pictures
+
+
+def told(seen: pd.DataFrame) -> str:
+    """Returns in words what is seen in a grid of images."""
+    counts = seen["digit"].value_counts().sort_index()
+    digits_seen = ", ".join(f"{digit}: {count}" for digit, count in counts.items())
+    return (
+        f"{len(seen)} generated images. As the classifier names them, digit and number of images: "
+        f"{digits_seen}; it is {seen['confidence'].median():.0%} sure of the median one."
+    )
 
 
 def grid_latents(run: Trial) -> Tensor:
@@ -119,7 +130,15 @@ def draw_losses(rows: pd.DataFrame, out: Path) -> Path:
         axes.legend()
         axes.xaxis.get_major_locator().set_params(integer=True)
     numbers = rows[["epoch", "loss_d", "loss_g", "d_real", "d_fake"]]
-    return save(figure, numbers, out, "losses")
+    first, last = rows.iloc[0], rows.iloc[-1]
+    alt = f"From epoch {first['epoch']} to {last['epoch']}: " + ", ".join(
+        f"{name} from {first[column]:.2f} to {last[column]:.2f}"
+        for column, name in (
+            ("loss_d", "loss of D"), ("loss_g", "loss of G"),
+            ("d_real", "D(x)"), ("d_fake", "D(G(z))"),
+        )
+    )  # fmt: skip
+    return save(figure, numbers, out, "losses", alt)
 
 
 def draw_quality(rows: pd.DataFrame, floor: pd.Series, out: Path) -> Path:
@@ -139,7 +158,12 @@ def draw_quality(rows: pd.DataFrame, floor: pd.Series, out: Path) -> Path:
         axes.xaxis.get_major_locator().set_params(integer=True)
     shares.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=4)
     columns = ["epoch", "frechet_distance", "precision", "recall", "density", "coverage"]
-    return save(figure, rows[columns], out, "quality_over_epochs")
+    first, last = rows.iloc[0], rows.iloc[-1]
+    alt = f"From epoch {first['epoch']} to {last['epoch']}, and of training images: " + ", ".join(
+        f"{name.replace('_', ' ')} {first[name]:.3g}, {last[name]:.3g}, {floor[name]:.3g}"
+        for name in columns[1:]
+    )
+    return save(figure, rows[columns], out, "quality_over_epochs", alt)
 
 
 def quality_table(
@@ -179,7 +203,8 @@ def draw_digits(counts: pd.DataFrame, measures: pd.DataFrame, out: Path) -> Path
     axes.set_xticks(range(10))
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
     numbers = counts.rename_axis("digit").reset_index()
-    return save(figure, numbers, out, "digits")
+    shares = ", ".join(f"{digit}: {share:.1f}%" for digit, share in percent["generated"].items())
+    return save(figure, numbers, out, "digits", f"Share of each digit in the samples: {shares}")
 
 
 def draw_nearest(nearest: pd.DataFrame, out: Path) -> Path:
@@ -192,7 +217,40 @@ def draw_nearest(nearest: pd.DataFrame, out: Path) -> Path:
     axes.set(title="is it copying?", ylabel="images",
              xlabel="distance to the nearest training image (pixels from -1 to 1)")  # fmt: skip
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
-    return save(figure, nearest, out, "nearest")
+    medians = ", ".join(f"{name} {median:.2f}" for name, median in nearest.median().items())
+    alt = f"Distance to the nearest training image, median: {medians}"
+    return save(figure, nearest, out, "nearest", alt)
+
+
+def draw_measures(
+    run: Trial,
+    generators: dict[int, gan.Generator],
+    data: digits.Digits,
+    eye: classifier.Classifier,
+    out: Path,
+) -> tuple[list[Path], str]:
+    """Draws losses, quality, digits and nearest images; returns the pictures, and a table as text.
+
+    Writes quality.csv, too: the newest generator's measures between those of the anchors.
+    """
+    epoch = max(generators)
+    z = gan.sample_latents(run.config["seed"], run.config["latent_dim"])
+    measures, counts, nearest = quality_table(gan.draw(generators[epoch], z), data, eye)
+    measures.rename_axis("measure").reset_index().to_csv(out / "quality.csv", index=False)
+    pictures = [draw_digits(counts, measures, out), draw_nearest(nearest, out)]
+    rows = pd.DataFrame(run.rows)
+    if len(rows):
+        pictures.append(draw_losses(rows, out))
+    if "frechet_distance" in rows:
+        measured = rows.dropna(subset="frechet_distance")
+        pictures.append(draw_quality(measured, measures["training images"], out))
+    medians = nearest.median()
+    return pictures, (
+        f"epoch {epoch} of {run.config['epochs']}, {gan.SAMPLES} samples:\n"
+        f"{measures.to_string(float_format='{:.4g}'.format)}\n"
+        f"nearest training image (median distance): generated {medians['generated']:.2f}, "
+        f"test images {medians['test images']:.2f}"
+    )
 
 
 def parser() -> Parser:
@@ -218,30 +276,13 @@ def main() -> int:
         print(f"analysis/gan.py: {error}", file=sys.stderr)
         return 2
     out, eye = arguments.out, classifier.load()
-    config, epoch = run.config, max(generators)
-    generator = generators[epoch]
-    z = gan.sample_latents(config["seed"], config["latent_dim"])
-    measures, counts, nearest = quality_table(gan.draw(generator, z), data, eye)
-    measures.rename_axis("measure").reset_index().to_csv(out / "quality.csv", index=False)
-
     pictures = draw_grids(run, generators, eye, out)
-    pictures += [draw_digits(counts, measures, out), draw_nearest(nearest, out)]
-    rows = pd.DataFrame(run.rows)
-    if len(rows):
-        pictures.append(draw_losses(rows, out))
-    if "frechet_distance" in rows:
-        measured = rows.dropna(subset="frechet_distance")
-        pictures.append(draw_quality(measured, measures["training images"], out))
-    pictures.append(draw_training(run, generators, out))
-    print(f"epoch {epoch} of {config['epochs']}, {gan.SAMPLES} samples:")
-    print(measures.to_string(float_format="{:.4g}".format))
-    medians = nearest.median()
-    print(
-        f"nearest training image (median distance): generated {medians['generated']:.2f}, "
-        f"test images {medians['test images']:.2f}"
-    )
+    measured, said = draw_measures(run, generators, data, eye, out)
+    pictures += [*measured, draw_training(run, generators, out)]
+    print(said)
     try:
-        pictures.append(draw_interpolation(generator, config["seed"], eye, pairs, out))
+        last = generators[max(generators)]
+        pictures.append(draw_interpolation(last, run.config["seed"], eye, pairs, out))
         missed = False
     except NoResults as error:  # the other figures are drawn all the same
         print(f"analysis/gan.py: {error}", file=sys.stderr)

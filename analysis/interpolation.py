@@ -109,6 +109,11 @@ def draw_interpolation(
                      transform=line[0].transAxes)  # fmt: skip
         labels = {"from": start, "to": end, "path": path, "t": t, "largest/mean step": uneven}
         tables.append(pd.DataFrame(labels).join(seen[["digit", "confidence"]]))
-    title = f"Figure 7: interpolation in {STEPS} steps, and what a classifier sees"
+    title = f"Figure 7: {STEPS} images between two digits, and what a classifier sees"
     grid[0][len(t) // 2].set_title(title, size=10)
-    return save(figure, pd.concat(tables), out, "figure7")
+    table = pd.concat(tables)
+    alt = "; ".join(
+        f"{start} to {end}, {path}: " + " ".join(map(str, row["digit"]))
+        for (start, end, path), row in table.groupby(["from", "to", "path"], sort=False)
+    )
+    return save(figure, table, out, "figure7", f"The digits seen on the way from {alt}")

@@ -1,13 +1,16 @@
-"""Says what a sweep of many trials would need, from what tests/bench_scale.py measured of some.
+"""Says what a sweep of many trials needs, from measurements of small ones.
 
-python analysis/scale.py docs/scale.csv
-python analysis/scale.py docs/scale.csv --trials 10000 --slots 256 --minutes 4
+  python analysis/scale.py docs/scale.csv
+  python analysis/scale.py docs/scale.csv --trials 10000 --slots 256 --minutes 4
+
+The table is what tests/bench_scale.py wrote.
 """
 
-import argparse
-from pathlib import Path
+import sys
 
 import pandas as pd
+
+from analysis.arguments import Parser
 
 
 def at(table: pd.DataFrame, column: str, trials: int) -> float:
@@ -45,18 +48,21 @@ def plan(table: pd.DataFrame, trials: int, slots: int, minutes: float) -> pd.Dat
     return pd.DataFrame(rows.items(), columns=["what", f"{trials:,} trials"])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("table", type=Path, help="the table of tests/bench_scale.py")
+def main() -> int:
+    parser = Parser(__doc__)
+    parser.add_argument("table", metavar="TABLE", help="what tests/bench_scale.py wrote")
     parser.add_argument("--trials", type=int, default=10_000, help="how many (10000)")
     parser.add_argument("--slots", type=int, default=256, help="trials at a time (256: 64 GPUs)")
     parser.add_argument("--minutes", type=float, default=4, help="that a trial trains (4)")
     asked = parser.parse_args()
-    found = plan(pd.read_csv(asked.table), asked.trials, asked.slots, asked.minutes)
+    try:
+        found = plan(pd.read_csv(asked.table), asked.trials, asked.slots, asked.minutes)
+    except (OSError, ValueError, KeyError) as error:
+        print(f"analysis/scale.py: {asked.table}: {error}", file=sys.stderr)
+        return 2
     print(found.to_string(index=False))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

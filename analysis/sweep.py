@@ -1,11 +1,12 @@
-"""Draws what a sweep found: the report's Figures 1-3, and what the checkpoints can do beyond them.
+"""Draws what a sweep found: the report's Figures 1-3, and what its networks can.
 
   python analysis/sweep.py ~/ray_results/figures --out figures
-  python analysis/sweep.py ~/ray_results/figures ~/ray_results/more-seeds --out figures
-  python analysis/sweep.py s3://BUCKET/sweeps/figures --out figures --tested 200
+  python analysis/sweep.py ~/ray_results/figures ~/ray_results/more-seeds
+  python analysis/sweep.py s3://BUCKET/sweeps/figures --tested 200
 
-Each figure is a PNG with the numbers behind it beside it as a CSV. A sweep that is still running
-may be drawn: trials that have not reached their last epoch are left out, and counted.
+Each figure is a PNG with the numbers behind it beside it as a CSV; drops.csv
+lists the sharp drops of accuracy. A sweep that is still running may be drawn:
+trials that have not reached their last epoch are left out, and counted.
 """
 
 import sys
@@ -25,6 +26,7 @@ from models.recurrent import CELLS, DIGITS, RecurrentNetwork, predict
 
 CHANCE = 1 / DIGITS
 REMEMBERS = 0.99  # validation accuracy from which on a length counts as remembered
+DROP = 0.2  # a fall of validation accuracy, from one epoch to the next, that counts as sharp
 LONGEST_OF_FIGURE_1 = 24  # the report's Figures 1 and 2 end here, and its Figure 3 begins after it
 SETTING = ["cell", "start", "length"]
 
@@ -64,9 +66,34 @@ def spread(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def effective_length(accuracies: pd.DataFrame) -> int | None:
-    """Returns the longest length whose every seed ends at 99 % or more, None without one."""
-    lengths = accuracies.loc[accuracies["min"] >= REMEMBERS, "length"]
+    """Returns the length up to which every seed ends at 99 % or more, None without one."""
+    ordered = accuracies.sort_values("length")
+    lengths = ordered.loc[(ordered["min"] >= REMEMBERS).cummin(), "length"]
     return int(lengths.max()) if len(lengths) else None
+
+
+def sharp_drops(epochs: pd.DataFrame) -> pd.DataFrame:
+    """Returns the epochs whose validation accuracy is more than 20 points below the one before."""
+    ordered = epochs.sort_values([*SETTING, "seed", "epoch"])
+    before = ordered.groupby([*SETTING, "seed"])["val_accuracy"].shift()
+    fell = ordered.assign(before=before)[before - ordered["val_accuracy"] > DROP]
+    return fell[[*SETTING, "seed", "epoch", "before", "val_accuracy"]]
+
+
+def told(found: pd.DataFrame) -> str:
+    """Returns in words what a figure of accuracy over length shows."""
+    lines = []
+    for (cell, start), accuracies in found.groupby(["cell", "start"]):
+        (least, first), (most, last) = (
+            (row["length"], row["mean"])
+            for _, row in accuracies.sort_values("length").iloc[[0, -1]].iterrows()
+        )
+        reach = effective_length(accuracies)
+        lines.append(
+            f"{NAMES[cell]}, {start} start: {first:.0%} at {least} digits, {last:.0%} at {most}; "
+            + (f"every seed has 99% or more up to {reach}." if reach else "none is remembered.")
+        )
+    return "Mean validation accuracy over sequence length. " + " ".join(lines)
 
 
 def draw_accuracy(axes: Axes, cell: str, start: str, accuracies: pd.DataFrame, name: str) -> None:
@@ -123,9 +150,9 @@ def draw_report_figures(finished: pd.DataFrame, out: Path) -> list[Path]:
             continue
         epochs = sorted(finished.merge(part[SETTING], on=SETTING)["epochs"].unique())
         title = f"Figure {name[-1]}: {NAMES[cell]} after {' or '.join(map(str, epochs))} epochs"
-        pictures.append(save(accuracy_figure(part, title), part, out, name))
+        pictures.append(save(accuracy_figure(part, title), part, out, name, told(part)))
     figure = accuracy_figure(found, "LSTM against RNN", marked=True)
-    pictures.append(save(figure, found, out, "comparison"))
+    pictures.append(save(figure, found, out, "comparison", told(found)))
     return pictures
 
 
@@ -134,14 +161,20 @@ def draw_learning(trials: list[Trial], out: Path) -> list[Path]:
     pictures = []
     for (cell, start), table in epochs_table(trials).groupby(["cell", "start"]):
         mean = table.groupby(["length", "epoch"])["val_accuracy"].mean().reset_index()
+        by_epoch = mean.pivot(index="length", columns="epoch", values="val_accuracy")
+        learned = [
+            f"{length} digits after {above.idxmax()}" if above.any() else f"{length} never"
+            for length, above in (by_epoch >= REMEMBERS).iterrows()
+        ]
+        alt = f"Epochs until the seeds' mean accuracy is 99%: {', '.join(learned)}."
         figure = heat_map(
-            mean.pivot(index="length", columns="epoch", values="val_accuracy"),
+            by_epoch,
             f"{NAMES[cell]}, {start} start: how it learns (mean of the seeds)",
             "epoch",
             "sequence length (digits read)",
             "validation accuracy (%)",
         )
-        pictures.append(save(figure, mean, out, f"learning_{cell}_{start}"))
+        pictures.append(save(figure, mean, out, f"learning_{cell}_{start}", alt))
     return pictures
 
 
@@ -213,8 +246,36 @@ def draw_examination(trials: list[Trial], count: int, out: Path) -> list[Path]:
                 "trained length (digits read)",
                 "accuracy (%) on unseen palindromes",
             )
-            pictures.append(save(figure, part, out, f"{name}_{cell}_{start}"))
+            best, worst = part.loc[part["accuracy"].idxmax()], part.loc[part["accuracy"].idxmin()]
+            alt = ", ".join(
+                f"{word} {row['accuracy']:.0%}, trained at {row['length']} with {axis} {row[axis]}"
+                for word, row in (("best", best), ("worst", worst))
+            )
+            alt = f"Accuracy on unseen palindromes: mean {part['accuracy'].mean():.0%}, {alt}."
+            pictures.append(save(figure, part, out, f"{name}_{cell}_{start}", alt))
     return pictures
+
+
+def draw(done: list[Trial], tested: int, out: Path) -> list[Path]:
+    """Draws all figures of a sweep's finished trials; returns the pictures' paths."""
+    torch.set_num_threads(1)  # the products are small: threads would wait for each other
+    pictures = draw_report_figures(trials_table(done), out)
+    sharp_drops(epochs_table(done)).to_csv(out / "drops.csv", index=False)
+    return pictures + draw_learning(done, out) + draw_examination(done, tested, out)
+
+
+def findings(done: list[Trial]) -> list[str]:
+    """Returns a line for each cell and start: what length it remembers, and how often it drops."""
+    epochs, found = epochs_table(done), spread(trials_table(done))
+    lines = []
+    for (cell, start), accuracies in found.groupby(["cell", "start"]):
+        part = epochs[(epochs["cell"] == cell) & (epochs["start"] == start)]
+        lines.append(
+            f"{NAMES[cell]}, {start} start: effective length "
+            f"{effective_length(accuracies) or 'none'}, sharp drops {len(sharp_drops(part))} "
+            f"in {len(part)} epochs"
+        )
+    return lines
 
 
 def main() -> int:
@@ -238,14 +299,8 @@ def main() -> int:
     except (NoResults, OSError) as error:
         print(f"analysis/sweep.py: {error}", file=sys.stderr)
         return 2
-    finished = trials_table(done)
-    torch.set_num_threads(1)  # the products are small: threads would wait for each other
-    pictures = draw_report_figures(finished, arguments.out)
-    pictures += draw_learning(done, arguments.out)
-    pictures += draw_examination(done, arguments.tested, arguments.out)
-    for (cell, start), accuracies in spread(finished).groupby(["cell", "start"]):
-        reach = effective_length(accuracies)
-        print(f"{NAMES[cell]}, {start} start: effective length {reach or 'none'}")
+    pictures = draw(done, arguments.tested, arguments.out)
+    print("\n".join(findings(done)))
     if len(done) < len(trials):
         print(
             f"left out: {len(trials) - len(done)} of {len(trials)} trials, which are not finished"

@@ -1,12 +1,13 @@
-"""Shows the trials of Ray Tune experiments, finished, running or killed, as a table.
+"""Shows the trials of Ray Tune experiments as a table: finished, running, killed.
 
   python analysis/trials.py ~/ray_results/figures
-  python analysis/trials.py ~/ray_results/figures --where "cell == 'lstm' and length >= 20" \\
-      --sort val_accuracy --columns trial,epoch,val_accuracy
+  python analysis/trials.py ~/ray_results/figures --sort val_accuracy \\
+      --where "cell == 'lstm' and length >= 20" --columns trial,val_accuracy
   python analysis/trials.py s3://BUCKET/sweeps/figures --epochs --csv epochs.csv
 """
 
 import argparse
+import shutil
 import sys
 
 import pandas as pd
@@ -17,9 +18,12 @@ from analysis.results import TUNE_COLUMNS, NoResults, epochs_table, read_trials,
 # Reported too, but not what one looks for first.
 DETAILS = [
     "epoch_seconds", "train_seconds", "sequences_per_second", "images_per_second", "restored_epoch",
-    "damaged", "ended_at", "device", "threads", "workers", "keep_every", "quality_every", "density",
-    "coverage", "confidence", "kl_to_uniform", "smallest_share",
+    "damaged", "ended_at", "device", "machine", "versions", "threads", "workers", "keep_every",
+    "quality_every", "density", "coverage", "confidence", "kl_to_uniform", "smallest_share",
 ]  # fmt: skip
+
+
+FIRST = ("trial", "status", "epoch", "val_accuracy")  # whatever else there is
 
 
 def columns_to_show(table: pd.DataFrame) -> list[str]:
@@ -29,7 +33,7 @@ def columns_to_show(table: pd.DataFrame) -> list[str]:
     return [
         name
         for name in table
-        if name in ("trial", "status", "epoch", "val_accuracy")
+        if name in FIRST
         or (name not in hidden and (name in differ or (len(table) == 1 and name != "experiment")))
     ]
 
@@ -78,6 +82,19 @@ def select(table: pd.DataFrame, arguments: argparse.Namespace) -> pd.DataFrame:
     return table if arguments.columns or arguments.csv else table[worth_a_screen]
 
 
+def text_of(table: pd.DataFrame) -> str:
+    return table.to_string(index=False, na_rep="", float_format="{:.4g}".format)
+
+
+def fitted(table: pd.DataFrame, width: int) -> pd.DataFrame:
+    """Leaves out columns, the last ones first, until a line has at most `width` characters."""
+    for name in reversed([name for name in table if name not in FIRST]):
+        if len(text_of(table).partition("\n")[0]) <= width:
+            break
+        table = table.drop(columns=name)
+    return table
+
+
 def main() -> int:
     arguments = parser().parse_args()
     try:
@@ -91,13 +108,16 @@ def main() -> int:
     except (NoResults, OSError) as error:
         print(f"analysis/trials.py: {error}", file=sys.stderr)
         return 2
-    if not arguments.csv:
-        print(table.to_string(index=False, na_rep="", float_format="{:.4g}".format))
-        print(
-            f"{len(table)} of {len(trials)} trials"
-            if not arguments.epochs
-            else f"{len(table)} rows"
-        )
+    if arguments.csv:
+        return 0
+    seen = table
+    if sys.stdout.isatty() and not arguments.columns:
+        seen = fitted(table, shutil.get_terminal_size().columns)
+    print(text_of(seen))
+    print(f"{len(table)} rows" if arguments.epochs else f"{len(table)} of {len(trials)} trials")
+    left_out = [name for name in table if name not in seen]
+    if left_out:
+        print(f"left out for width (--columns all shows them): {', '.join(left_out)}")
     return 0
 
 

@@ -8,7 +8,7 @@ import yaml
 
 
 def launchable() -> list[dict[str, float]] | None:
-    """Returns the resources of each type of node that the autoscaler may launch, none without one.
+    """Returns the resources of each node that the autoscaler may launch, none without one.
 
     Ray's API tells neither, but its autoscaler is a process on the head node which names its
     configuration, if it has one, on its command line. Returns None where no such process is seen:
@@ -21,14 +21,23 @@ def launchable() -> list[dict[str, float]] | None:
     files = [word.partition("=")[2] for word in command if word.startswith("--autoscaling-config=")]
     if not files:
         return []
-    return _kinds(yaml.safe_load(Path(files[0]).expanduser().read_text()))
+    return _nodes(yaml.safe_load(Path(files[0]).expanduser().read_text()))
 
 
-def _kinds(configuration: dict[str, Any]) -> list[dict[str, float]] | None:
-    """Returns the resources of each type of node that a configuration lets be launched."""
+def _nodes(configuration: dict[str, Any]) -> list[dict[str, float]] | None:
+    """Returns the resources of each node that a configuration lets be launched.
+
+    They are no fewer than there can be: `max_workers` of the cluster holds for all types together,
+    and some may run already.
+    """
     types = configuration["available_node_types"].values()
-    kinds = [dict(node["resources"]) for node in types if node.get("max_workers", 0) > 0]
-    return kinds if all(kinds) else None  # on premises they are found when the node is there
+    most = configuration["max_workers"]
+    nodes = [
+        dict(node["resources"])
+        for node in types
+        for _ in range(min(node.get("max_workers", 0), most))
+    ]
+    return nodes if all(nodes) else None  # on premises they are found when the node is there
 
 
 def _autoscaler_command(gcs_address: str) -> list[str] | None:

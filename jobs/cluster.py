@@ -3,6 +3,7 @@
 import logging
 import os
 import shlex
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -44,24 +45,51 @@ def connect(address: str | None) -> None:
     # What tells failures a second time.
     for name in ("tune", "execution.experiment_state", "execution.tune_controller"):
         logging.getLogger(f"ray.tune.{name}").setLevel(logging.CRITICAL)
-    runtime_env: dict[str, Any] = {"env_vars": WORKER_ENVIRONMENT}
-    if " " in sys.executable:  # which Ray hands to a shell as it is, and then waits for workers
-        runtime_env["py_executable"] = shlex.quote(sys.executable)
+    options: dict[str, Any] = {
+        "address": address,
+        "runtime_env": runtime_env(),
+        "logging_level": logging.ERROR,
+        "log_to_driver": False,
+        "include_dashboard": False,  # of a Ray that only this command starts
+    }
     try:
-        ray.init(
-            address=address,
-            runtime_env=runtime_env,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            include_dashboard=False,  # of a Ray that only this command starts
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        _check_listening(address or "")
+        try:
+            ray.init(num_cpus=_cpus_allowed(), **options)
+        except ValueError:  # there is a cluster, which has its own number
+            ray.init(**options)
+    except (OSError, RuntimeError, ValueError) as error:
         where = f"--address {address}" if address else "the cluster here"
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise Trouble(
             f"{where}: {reason} "
             "(does it run, and does it ask for a token? then set RAY_AUTH_MODE=token)"
         ) from None
+
+
+def runtime_env() -> dict[str, Any]:
+    """Returns what `ray.init` is told of each process that it will start."""
+    told: dict[str, Any] = {"env_vars": WORKER_ENVIRONMENT}
+    if " " in sys.executable:  # which Ray hands to a shell as it is, and then waits for workers
+        told["py_executable"] = shlex.quote(sys.executable)
+    return told
+
+
+def _check_listening(address: str) -> None:
+    """Raises OSError where an address is HOST:PORT and nothing listens: Ray says so in 20 lines."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _cpus_allowed() -> int | None:
+    """Returns how many CPUs this process is held to (by taskset, say), None if to none.
+
+    Ray counts those of the machine or of the container, and threads that share a core wait for
+    each other.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return allowed if allowed < os.cpu_count() else None
 
 
 def check_storage(folder: storage.Folder) -> None:
@@ -111,7 +139,7 @@ def resources(cpus: int, gpus: str) -> dict[str, float]:
         raise Trouble(
             f"no node has room for {_shown({'CPU': cpus, 'GPU': share})}: "
             f"the cluster has {'; '.join(map(_shown, there))}; "
-            f"it can launch {'; '.join(map(_shown, coming)) or 'no other'}"
+            f"it can launch {'; '.join(dict.fromkeys(map(_shown, coming))) or 'no other'}"
         )
     return {"cpu": cpus, "gpu": share}
 
@@ -142,10 +170,11 @@ def worker_group(
         fitting = (n for n in range(most_of_a_node, 1, -1) if _slots(there, n, share) >= most)
         cpus = next(fitting, 1)
     room = _slots(there, cpus, share)
-    if room < least and coming is not None and not _slots(coming, cpus, share):
+    more = least if coming is None else _slots(coming, cpus, share)
+    if room + more < least:
         raise Trouble(
             f"{plural(least, 'worker')} with {_shown({'CPU': cpus, 'GPU': share})}: "
-            f"the cluster has room for {room}, and launches no nodes with room for more"
+            f"the cluster has room for {room}, and can launch nodes for {more or 'no'} more"
         )
     return workers, {"cpu": cpus, "gpu": share}
 

@@ -1,10 +1,12 @@
-"""Trains the GAN of the report, section 2, on images of digits: one Ray Train run, any workers.
+"""Trains the GAN of the report, section 2, on images of digits, by Ray Train.
 
-  python jobs/gan.py                                the report's 200 epochs, for Figures 4-7
-  python jobs/gan.py --preset quick                 a few epochs, minutes on 2 cores
-  python jobs/gan.py --workers 2-8 --batch-size 512 --data ~/fashion --name fashion
+  python jobs/gan.py                        200 epochs, the report's Figures 4-7
+  python jobs/gan.py --preset quick         a few epochs, minutes on 2 cores
+  python jobs/gan.py --workers 2-8 --data ~/fashion --name fashion
 
-On a cluster: ray submit cluster.yaml jobs/gan.py -- --workers 4 --storage s3://BUCKET/gan
+On a cluster:
+  ray submit cluster.yaml jobs/gan.py -- --workers 4 --storage s3://BUCKET/gan
+
 The same command again continues, from the last epoch that was done.
 """
 
@@ -16,12 +18,11 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import ray
 import torch
 from ray import train
 from ray.train.torch import TorchTrainer, get_device
 
-from jobs import cluster, flags, storage
+from jobs import cluster, flags, machine, storage
 from jobs.backend import Backend
 from jobs.flags import Trouble, setting
 from jobs.judge import Judge
@@ -135,7 +136,7 @@ def train_worker(config: dict[str, Any]) -> None:
     else:
         report(training, trained, {"epoch": 0}, history, rank)
 
-    restored_epoch = len(history)
+    restored_epoch, where = len(history), machine.described(device)
     for epoch in range(restored_epoch + 1, training.epochs + 1):
         began = time.perf_counter()
         means = gan.train_epoch(
@@ -167,11 +168,8 @@ def train_worker(config: dict[str, Any]) -> None:
             "restored_epoch": restored_epoch,
             "ended_at": time.time(),  # seconds since 1970
             "workers": parallel.world_size(),
-            "device": str(device),
-            "threads": torch.get_num_threads(),
-            "pid": os.getpid(),
-            "node_ip": ray.util.get_node_ip_address(),
             "damaged": " ".join(damaged),
+            **where,
         }
         history.append(row)
         if rank == 0:  # whole at each epoch: after a restart no epoch is in it twice

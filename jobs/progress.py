@@ -10,6 +10,8 @@ from collections.abc import Callable
 from jobs import flags
 from jobs.storage import Folder
 
+LOGS = f"{os.environ.get('RAY_TMPDIR', '/tmp')}/ray/session_latest/logs"  # of a Ray started here
+
 
 class StatusLine:
     """A line that says how far a job is: on a terminal always the same, else a new one at times."""

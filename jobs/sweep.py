@@ -1,15 +1,17 @@
-"""Trains the recurrent networks of a grid, one Ray Tune trial for each, on the palindrome task.
+"""Trains the recurrent networks of a grid on the palindrome task, by Ray Tune.
 
-  python jobs/sweep.py                                   the report's Figures 1-3
-  python jobs/sweep.py --preset quick                    a small grid, minutes on 2 cores
-  python jobs/sweep.py --cells lstm --lengths 10-30,40 --start uniform,chrono --seeds 0-4
+  python jobs/sweep.py                       the report's Figures 1-3
+  python jobs/sweep.py --preset quick        a small grid, minutes on 2 cores
+  python jobs/sweep.py --cells lstm --lengths 10-30,40 --start uniform,chrono
 
-On a cluster: ray submit cluster.yaml jobs/sweep.py -- --storage s3://BUCKET/sweeps
-The same command again continues: finished trials stay, the others go on from their last epoch.
+On a cluster:
+  ray submit cluster.yaml jobs/sweep.py -- --storage s3://BUCKET/sweeps
+
+The same command again continues: finished trials stay, the others go on from
+their last epoch.
 """
 
 import math
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,11 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-import ray
 import torch
 from ray import tune
 
-from jobs import cluster, flags, storage, tuning
+from jobs import cluster, flags, machine, storage, tuning
 from jobs.flags import Trouble, setting, shown
 from jobs.progress import plural, tell_end
 from models import checkpoint, palindromes, recurrent
@@ -117,7 +118,7 @@ def train(config: dict[str, Any]) -> None:
     trial = tune.get_context()
     reserved = trial.get_trial_resources().required_resources
     torch.set_num_threads(int(reserved["CPU"]))
-    device = "cuda" if reserved.get("GPU") and torch.cuda.is_available() else "cpu"
+    device = torch.device("cuda" if reserved.get("GPU") and torch.cuda.is_available() else "cpu")
     seed, length = config["seed"], config["length"]
     data = palindromes.palindromes(seed, length, config["samples"])
     training, validation = data.train.to(device), data.validation.to(device)
@@ -141,7 +142,7 @@ def train(config: dict[str, Any]) -> None:
     for row in history:  # Tune may have lost them: readers take one row for each epoch
         tune.report(row)
 
-    restored_epoch = len(history)
+    restored_epoch, where = len(history), machine.described(device)
     for epoch in range(len(history) + 1, config["epochs"] + 1):
         began = time.perf_counter()
         order = torch.randperm(len(training), generator=generator(seed, "order", epoch)).to(device)
@@ -162,11 +163,8 @@ def train(config: dict[str, Any]) -> None:
             "sequences_per_second": sequences / (trained - began),
             "restored_epoch": restored_epoch,
             "ended_at": time.time(),  # seconds since 1970
-            "device": device,
-            "threads": torch.get_num_threads(),
-            "pid": os.getpid(),
-            "node_ip": ray.util.get_node_ip_address(),
             "damaged": " ".join(damaged),
+            **where,
         }
         history.append(row)
         state = {

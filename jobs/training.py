@@ -11,7 +11,7 @@ import torch
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer
 
-from jobs.progress import StatusLine, duration
+from jobs.progress import LOGS, StatusLine, duration
 from jobs.storage import Folder, newest_checkpoint
 from models import checkpoint
 
@@ -85,7 +85,7 @@ class Progress:
     def _status(self, rows: list[dict[str, Any]]) -> str:
         if not rows:
             waited = duration(time.monotonic() - self.began)
-            return f"starting, then the first epoch: {waited} (logs: /tmp/ray/session_latest/logs)"
+            return f"starting, then the first epoch: {waited} (logs: {LOGS})"
         row, recent = rows[-1], rows[-10:]
         pace = sum(r["epoch_seconds"] for r in recent) / len(recent)
         return (

@@ -11,7 +11,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import BasicVariantGenerator
 
-from jobs.progress import StatusLine, duration
+from jobs.progress import LOGS, StatusLine, duration
 from jobs.storage import Folder
 
 Config = dict[str, Any]
@@ -133,7 +133,7 @@ class Progress(tune.Callback):
     def _status(self, running: int) -> str:
         if not running and not self.latest:
             waited = time.monotonic() - self.began
-            silent = f" for {duration(waited)}: see Ray's logs in /tmp/ray/session_latest/logs"
+            silent = f" for {duration(waited)}: see Ray's logs in {LOGS}"
             return "starting" + (silent if waited > 60 else "")
         done = sum(left == 0 for left in self.remaining.values())
         parts = [f"{done}/{len(self.configs)} done", f"{running} running"]

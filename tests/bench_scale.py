@@ -85,7 +85,7 @@ def main() -> None:
     sweep.train = sleeping
     os.environ.update(cluster.QUIET)
     quiet = {"logging_level": "ERROR", "log_to_driver": False, "include_dashboard": False}
-    ray.init(num_cpus=SLOTS, runtime_env={"env_vars": cluster.WORKER_ENVIRONMENT}, **quiet)
+    ray.init(num_cpus=SLOTS, runtime_env=cluster.runtime_env(), **quiet)
     rows = []
     with tempfile.TemporaryDirectory(prefix="scale", dir="/tmp") as place:
         for count in (SLOTS, 10, 100, 1000):  # the first ones only start the processes

@@ -1,18 +1,22 @@
 """What several test files look at: a small sweep by Ray, and an experiment that is none of ours."""
 
 import atexit
+import json
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 from experiments import row, write_trial
 from scripts import run
+from sets import part_of_mnist
 
 from jobs.flags import one_line
+from models import checkpoint, digits, gan
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a job finds the Ray that was started here, not beside it
     os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short, for sockets
@@ -40,6 +44,28 @@ def tiny(tmp_path_factory) -> Path:
     return place / "tiny"
 
 
+@pytest.fixture(scope="session")
+def gan_run(tmp_path_factory) -> Path:
+    """A GAN's run of two epochs as jobs/gan.py leaves it: made without Ray, which is not needed."""
+    folder = tmp_path_factory.mktemp("gan") / "small-gan"
+    data = part_of_mnist(folder.parent / "set", 1280, 200)
+    config = {"epochs": 2, "batch_size": 64, "latent_dim": 100, "seed": 0, "data": str(data)}
+    trained = gan.GAN(100, seed=0, lr=0.0002, betas=(0.5, 0.999))
+    history = []
+    for epoch in range(3):
+        if epoch:
+            means = gan.train_epoch(trained, digits.load(data).train.images, 0, epoch, 64)
+            names = ("loss_d", "loss_g", "d_real", "d_fake")
+            measured = dict(zip(names, means.tolist(), strict=True))
+            history.append({"epoch": epoch, "training_iteration": epoch, **measured})
+        place = folder / f"checkpoint_{epoch}"
+        place.mkdir(parents=True)
+        checkpoint.save(place, trained.state_dict(), history)
+    for name, content in {"params.json": config, "settings.json": [config]}.items():
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
 @pytest.fixture
 def copy(tiny, tmp_path) -> Path:
     """A copy of the sweep, for a test to damage."""
@@ -62,6 +88,23 @@ def foreign(tmp_path) -> Path:
         (trial / "checkpoint_000000").mkdir()
         (trial / "checkpoint_000000" / "model.bin").write_bytes(b"\0\1")
     return folder
+
+
+@pytest.fixture
+def called(monkeypatch, capsys) -> Callable[..., CompletedProcess[str]]:
+    """Runs a script's `main` in this process: one of its own takes seconds to import torch."""
+
+    def call(main: Callable[[], int], *arguments: object) -> CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["script.py", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            code = main()
+        except SystemExit as exit:
+            code = exit.code
+        output = capsys.readouterr()
+        return CompletedProcess(arguments, code, output.out, output.err)
+
+    return call
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def swept(growing, tmp_path_factory):
 
 
 def test_what_may_be_launched_is_known_before_it_is(growing):
-    assert growing.answer(LAUNCHABLE) == [{"CPU": 1, "GPU": 1}]
+    assert growing.answer(LAUNCHABLE) == [{"CPU": 1, "GPU": 1}] * 2
 
 
 def test_what_no_node_can_have_is_told_at_once_and_nothing_is_written(growing, tmp_path):
@@ -110,9 +110,9 @@ auth: {ssh_user: me}
 
 @pytest.mark.parametrize(
     ("text", "known"),
-    [((TOP / "cluster.yaml").read_text(), [{"CPU": 4, "GPU": 1}]), (ON_PREMISES, None)],
+    [((TOP / "cluster.yaml").read_text(), [{"CPU": 4, "GPU": 1}] * 4), (ON_PREMISES, None)],
     ids=["cluster.yaml", "on premises"],
 )
 def test_what_ray_up_may_launch_is_known_but_where_machines_differ(text, known):
     """On premises head and workers are of one type, and what each has shows when it has joined."""
-    assert autoscaling._kinds(prepare_config(yaml.safe_load(text))) == known
+    assert autoscaling._nodes(prepare_config(yaml.safe_load(text))) == known

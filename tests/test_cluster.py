@@ -25,7 +25,12 @@ GPUS = [{"CPU": 8, "GPU": 4}, {"CPU": 8, "GPU": 4}]
         (GPUS, [], ((2, 4), 3, "auto"), ((2, 4), {"cpu": 3, "gpu": 1})),
         (GPUS, [], (None, None, "0"), ((1, 1), {"cpu": 8, "gpu": 0})),
         (LAPTOP, [{"CPU": 4, "GPU": 1}], (None, None, "auto"), ((1, 1), {"cpu": 1, "gpu": 1})),
-        (LAPTOP, [{"CPU": 4, "GPU": 1}], ((4, 4), None, "auto"), ((4, 4), {"cpu": 1, "gpu": 1})),
+        (
+            LAPTOP,
+            [{"CPU": 4, "GPU": 1}] * 4,
+            ((4, 4), None, "auto"),
+            ((4, 4), {"cpu": 1, "gpu": 1}),
+        ),
         (LAPTOP, None, ((3, 3), None, "1"), ((3, 3), {"cpu": 1, "gpu": 1})),
     ],
 )
@@ -54,8 +59,15 @@ def test_what_will_never_be_there_is_refused(monkeypatch, asked, said):
         cluster.worker_group(*asked)
 
 
-def test_nodes_that_may_come_must_have_the_room_too(monkeypatch):
+@pytest.mark.parametrize(
+    ("workers", "cpus", "said"),
+    [
+        ((1, 1), 100, "nodes for no more"),
+        ((64, 64), 1, "room for 2, and can launch nodes for 12 more"),
+    ],
+)
+def test_nodes_that_may_come_must_have_the_room_too(monkeypatch, workers, cpus, said):
     monkeypatch.setattr(cluster, "nodes", lambda: LAPTOP)
-    monkeypatch.setattr(cluster, "launchable", lambda: [{"CPU": 4}])
-    with pytest.raises(Trouble, match="launches no nodes with room for more"):
-        cluster.worker_group((1, 1), 100, "auto")
+    monkeypatch.setattr(cluster, "launchable", lambda: [{"CPU": 4}] * 3)
+    with pytest.raises(Trouble, match=said):
+        cluster.worker_group(workers, cpus, "auto")

@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from scripts import run
 
 from analysis import figures, sweep
@@ -106,9 +107,10 @@ def undo_last_epoch(trial: Path) -> None:
 def test_every_picture_is_a_png_with_its_numbers_beside_it_and_is_named(drawn):
     lines, out = drawn
     assert lines[-len(PICTURES) :] == [str(out / f"{name}.png") for name in PICTURES]
-    assert sorted(path.name for path in out.iterdir()) == sorted(
-        f"{name}.{ending}" for name in PICTURES for ending in ("png", "csv")
-    )
+    assert {path.name for path in out.iterdir()} == {
+        *(f"{name}.{ending}" for name in PICTURES for ending in ("png", "csv")),
+        "drops.csv",
+    }
     for name in PICTURES:
         width, height = size(out / f"{name}.png")
         assert 200 < width < 4000
@@ -238,9 +240,10 @@ def test_save_writes_a_picture_and_its_numbers_and_closes_the_figure(tmp_path):
     figure, axes = plt.subplots()
     axes.plot([1, 2])
     table = pd.DataFrame({"length": [3, 5], "mean": [0.1, 1 / 3]})
-    picture = figures.save(figure, table, tmp_path / "new" / "folder", "name")
+    picture = figures.save(figure, table, tmp_path / "new" / "folder", "name", "two points")
     assert picture == tmp_path / "new" / "folder" / "name.png"
     assert size(picture) > (200, 150)
+    assert Image.open(picture).text["Description"] == "two points"
     assert numbers(picture.parent, "name") == table.to_dict("records")
     assert plt.get_fignums() == before
 
@@ -287,20 +290,42 @@ def test_a_large_heat_map_has_few_ticks_and_no_numbers_and_labels_what_it_shows(
     ("accuracies", "expected"),
     [
         ({3: (1.0, 1.0), 5: (0.995, 0.99), 8: (1.0, 0.5)}, 5),
-        ({3: (1.0, 1.0), 5: (1.0, 0.9899), 8: (0.99, 0.99)}, 8),  # a gap below it does not count
+        (
+            {3: (1.0, 1.0), 5: (1.0, 0.9899), 8: (0.99, 0.99)},
+            3,
+        ),  # what lies beyond a gap does not count
         ({3: (1.0, 0.98), 5: (0.98, 1.0)}, None),  # each is remembered by one seed only
         ({3: (0.2, 0.3)}, None),
         ({12: (0.99,)}, 12),
         ({12: (0.98999,)}, None),
     ],
 )
-def test_the_effective_length_is_the_longest_that_every_seed_remembers(accuracies, expected):
+def test_the_effective_length_is_that_up_to_which_every_seed_remembers(accuracies, expected):
     rows = [
         ("lstm", "uniform", length, seed, value)
         for length, values in accuracies.items()
         for seed, value in enumerate(values)
     ]
     assert sweep.effective_length(sweep.spread(made(rows))) == expected
+
+
+def test_a_sharp_drop_is_a_fall_of_more_than_20_points_within_a_trial():
+    accuracies = {
+        ("lstm", 0): [0.1, 0.99, 0.7, 1.0, 0.8],
+        ("lstm", 1): [0.3, 0.2],
+        ("rnn", 0): [1, 0],
+    }
+    rows = [
+        {"cell": cell, "start": "uniform", "length": 5, "seed": seed, "epoch": epoch + 1}
+        | {"val_accuracy": accuracy}
+        for (cell, seed), values in accuracies.items()
+        for epoch, accuracy in enumerate(values)
+    ]
+    found = sweep.sharp_drops(pd.DataFrame(rows).sample(frac=1, random_state=0))
+    assert [(d.cell, d.seed, d.epoch, d.before) for d in found.itertuples()] == [
+        ("lstm", 0, 3, 0.99),  # and not its fall from 100 % to 80 %, nor from one trial to the next
+        ("rnn", 0, 2, 1.0),
+    ]
 
 
 def test_the_spread_is_told_for_each_cell_and_start_by_itself():
@@ -317,8 +342,8 @@ def test_the_spread_is_told_for_each_cell_and_start_by_itself():
 def test_effective_lengths_are_printed(drawn):
     lines, _ = drawn
     assert lines[:2] == [
-        "LSTM, uniform start: effective length none",
-        "RNN, uniform start: effective length none",
+        "LSTM, uniform start: effective length none, sharp drops 0 in 8 epochs",
+        "RNN, uniform start: effective length none, sharp drops 0 in 8 epochs",
     ]
     assert len(lines) == 2 + len(PICTURES)
 
@@ -336,8 +361,8 @@ def test_a_sweep_that_remembers_prints_how_far(copy, tmp_path, monkeypatch, caps
     code, lines, errors = draw(monkeypatch, capsys, copy, "--out", tmp_path / "out", "--tested", 20)
     assert (code, errors) == (0, [])
     assert lines[:2] == [
-        "LSTM, uniform start: effective length 5",
-        "RNN, uniform start: effective length 3",
+        "LSTM, uniform start: effective length 5, sharp drops 0 in 8 epochs",
+        "RNN, uniform start: effective length 3, sharp drops 0 in 8 epochs",
     ]
 
 

@@ -14,7 +14,7 @@ from sets import part_of_mnist
 
 from analysis import gan as drawing
 from analysis import images as pictures
-from analysis import interpolation
+from analysis import interpolation, trials
 from analysis.results import NoResults, read_trials
 from models import checkpoint, classifier, digits, gan
 
@@ -137,14 +137,18 @@ def test_what_is_seen_in_real_digits_is_what_they_are():
     assert (torch.tensor(seen["digit"].to_numpy()) == test.labels[:200]).double().mean() > 0.97
 
 
-def refusal(*arguments: object) -> str:
-    done = run("analysis/gan.py", *arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    return line
+@pytest.fixture
+def refusal(called):
+    def refused_with(*arguments: object) -> str:
+        done = called(drawing.main, *arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        (line,) = done.stderr.splitlines()
+        return line
+
+    return refused_with
 
 
-def test_what_cannot_be_drawn_is_told_in_one_line(trained, tiny, tmp_path):
+def test_what_cannot_be_drawn_is_told_in_one_line(refusal, trained, tiny, tmp_path):
     assert "two different digits" in refusal(trained, "--from", 3, "--to", 3)
     assert "go together" in refusal(trained, "--from", 3)
     assert "not a run of jobs/gan.py" in refusal(tiny)
@@ -156,7 +160,7 @@ def test_what_cannot_be_drawn_is_told_in_one_line(trained, tiny, tmp_path):
     assert "required: RESULTS" in refusal()
 
 
-def test_a_pair_that_cannot_be_drawn_is_told_and_the_rest_is_drawn(trained, seen_digits, tmp_path):
+def test_a_pair_that_cannot_be_drawn_is_told_and_the_rest_is_drawn(called, trained, tmp_path):
     """A generator that draws nothing but one image: the classifier sees one digit in it."""
     folder = shutil.copytree(trained, tmp_path / "small")
     (trial,) = read_trials(str(folder))
@@ -165,7 +169,7 @@ def test_a_pair_that_cannot_be_drawn_is_told_and_the_rest_is_drawn(trained, seen
         if name == "11.weight":
             value.zero_()
     checkpoint.save(folder / last.name, last.state, trial.rows)
-    done = run("analysis/gan.py", folder, "--out", tmp_path, "--from", 3, "--to", 8)
+    done = called(drawing.main, folder, "--out", tmp_path, "--from", 3, "--to", 8)
     assert done.returncode == 2
     assert "never seen in 10000 samples" in done.stdout
     assert done.stderr == (
@@ -175,14 +179,14 @@ def test_a_pair_that_cannot_be_drawn_is_told_and_the_rest_is_drawn(trained, seen
     assert not (tmp_path / "figure7.png").exists()
 
 
-def test_a_run_before_its_first_epoch_is_drawn_as_it_is(trained, tmp_path):
+def test_a_run_before_its_first_epoch_is_drawn_as_it_is(called, trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "small")
     (folder / "result.json").unlink()
     (trial,) = read_trials(str(folder))
     for found in trial.checkpoints():
         if found.epoch > 0:
             shutil.rmtree(folder / found.name)
-    done = run("analysis/gan.py", folder, "--out", tmp_path)
+    done = called(drawing.main, folder, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "epoch 0 of 3" in done.stdout
     assert not (tmp_path / "losses.png").exists()
@@ -204,7 +208,7 @@ def test_rows_that_are_lost_or_damaged_are_in_the_checkpoints(trained, tmp_path)
     assert trial.rows == undamaged.rows
 
 
-def test_a_run_whose_images_are_gone_is_told(trained, tmp_path):
+def test_a_run_whose_images_are_gone_is_told(refusal, trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "small")
     params = (folder / "params.json").read_text()
     gone = params.replace(str(trained.parent / "set"), "/nowhere")
@@ -212,7 +216,7 @@ def test_a_run_whose_images_are_gone_is_told(trained, tmp_path):
     assert "/nowhere/train-images-idx3-ubyte.gz" in refusal(folder)
 
 
-def test_a_checkpoint_of_other_shapes_is_told(trained, tmp_path):
+def test_a_checkpoint_of_other_shapes_is_told(refusal, trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "small")
     (trial,) = read_trials(str(folder))
     last = folder / max(trial.checkpoints(), key=lambda c: c.epoch).name
@@ -220,6 +224,6 @@ def test_a_checkpoint_of_other_shapes_is_told(trained, tmp_path):
     assert f"{last.name}: not a GAN with latent vectors of 100" in refusal(folder)
 
 
-def test_a_run_is_browsed_as_a_trial(trained):
-    done = run("analysis/trials.py", trained, "--columns", "trial,status,epoch,latent_dim")
+def test_a_run_is_browsed_as_a_trial(called, trained):
+    done = called(trials.main, trained, "--columns", "trial,status,epoch,latent_dim")
     assert done.stdout.split()[4:8] == ["small", "finished", "3", "100"]

@@ -98,11 +98,12 @@ def test_a_killed_trial_goes_on_in_a_new_process_and_ends_with_the_same_numbers(
     ]
 
 
-@pytest.fixture
-def killed(tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def killed_once(tmp_path_factory) -> Path:
     """A sweep whose driver was killed, and Ray with it, when both trials were past an epoch."""
-    folder = tmp_path / "sweep"
-    with started("jobs/sweep.py", *GRID, "--storage", tmp_path, "--name", "sweep") as driver:
+    place = tmp_path_factory.mktemp("killed")
+    folder = place / "sweep"
+    with started("jobs/sweep.py", *GRID, "--storage", place, "--name", "sweep") as driver:
 
         def begun() -> bool:
             trials = list(folder.glob("*-seed0"))
@@ -114,6 +115,11 @@ def killed(tmp_path) -> Path:
         driver.wait()
         wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
     return folder
+
+
+@pytest.fixture
+def killed(killed_once, tmp_path) -> Path:
+    return shutil.copytree(killed_once, tmp_path / "sweep")
 
 
 def test_a_killed_driver_goes_on_with_every_trial_exactly_once(undisturbed, killed):

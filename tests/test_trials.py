@@ -49,6 +49,21 @@ def test_the_command_prints_a_line_for_each_trial_and_only_columns_that_tell_som
         assert float(line.split()[accuracy]) == pytest.approx(last, rel=1e-3)
 
 
+@pytest.mark.parametrize(("width", "left"), [(200, 9), (80, 8), (10, 4)])
+def test_on_a_terminal_a_line_is_no_longer_than_that_is_wide(tiny, monkeypatch, width, left):
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(sys, "argv", ["analysis/trials.py", str(tiny)])
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert browser.main() == 0
+    header, *lines = terminal.getvalue().splitlines()
+    assert len(header.split()) == left
+    assert width == 10 or len(header) <= width
+    assert {"trial", "status", "epoch", "val_accuracy"} <= set(header.split())
+    assert (lines[-1].startswith("left out for width")) == (left < 9)
+
+
 def test_all_columns_can_be_shown(tiny, shown):
     header = shown(tiny, "--columns", "all")[0].split()
     assert header == list(trials_table(read_trials(str(tiny))))

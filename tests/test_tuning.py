@@ -20,7 +20,8 @@ def ray_with_four_slots():
     with pytest.MonkeyPatch.context() as environment:
         for name, value in cluster.QUIET.items():
             environment.setenv(name, value)
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+        quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+        ray.init(num_cpus=4, runtime_env=cluster.runtime_env(), **quiet)
         yield
         ray.shutdown()
 
