@@ -11,6 +11,10 @@ from pathlib import Path
 
 TOP = Path(__file__).parent.parent
 
+# Read when torch is loaded, here and in what is run: several runs share the cores in tests, and
+# threads that spin while another of theirs waits for a core hold up everybody.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
 
 def command(script: str, *arguments: object) -> list[str]:
     return [sys.executable, str(TOP / script), *map(str, arguments)]

@@ -71,3 +71,20 @@ def test_nodes_that_may_come_must_have_the_room_too(monkeypatch, workers, cpus, 
     monkeypatch.setattr(cluster, "launchable", lambda: [{"CPU": 4}] * 3)
     with pytest.raises(Trouble, match=said):
         cluster.worker_group(workers, cpus, "auto")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ((4096, "auto"), "no node has room for 4096 CPUs and 0 GPUs: the cluster has 2 CPUs"),
+        ((1, "1"), "no node has room for 1 CPU and 1 GPU"),
+        ((1, "some"), "must be a number or auto"),
+        ((1, "1.5"), "must be a part of one GPU, or whole ones"),
+        ((1, "nan"), "must be a part of one GPU, or whole ones"),
+    ],
+)
+def test_what_no_trial_can_have_is_refused(monkeypatch, asked, said):
+    monkeypatch.setattr(cluster, "nodes", lambda: LAPTOP)
+    monkeypatch.setattr(cluster, "launchable", lambda: [])
+    with pytest.raises(Trouble, match=said):
+        cluster.resources(*asked)

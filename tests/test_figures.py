@@ -179,7 +179,7 @@ def shown_figures(monkeypatch):
     """Keeps what is saved, open, by name, and writes nothing."""
     kept = {}
     monkeypatch.setattr(
-        sweep, "save", lambda figure, numbers, out, name: kept.setdefault(name, figure)
+        sweep, "save", lambda figure, numbers, out, name, alt: kept.setdefault(name, figure)
     )
     yield kept
     plt.close("all")

@@ -296,11 +296,3 @@ def test_a_checkpoint_of_other_shapes_is_told(complaint, undisturbed, images, tm
     checkpoint.save(last, gan.GAN(99, 0, 0.1, BETAS).state_dict(), rows(folder))
     line = complaint(job.main, *FLAGS, "--data", images, "--storage", tmp_path)
     assert f"{last.name}: not a checkpoint of this GAN" in line
-
-
-def test_more_workers_than_the_cluster_has_room_for_are_refused(tmp_path):
-    with clusters.started() as cluster:
-        done = cluster.run("jobs/gan.py", "--workers", 2, "--storage", tmp_path)
-    assert done.returncode == 2
-    assert "2 workers with 1 CPU and 0 GPUs: the cluster has room for 1" in done.stderr
-    assert not list(tmp_path.iterdir())

@@ -33,6 +33,8 @@ def commands() -> list[str]:
         words = shlex.split(line, comments=True) if line.count("'") % 2 == 0 else []
         while words and re.fullmatch(r"\(?\w+=\S*|\(umask|077;", words[0]):
             words = words[1:]
+        if words and re.fullmatch(r"(jobs|analysis|tests)/\w+\.py", words[0]) and words[1:]:
+            line, words = f"python {line}", ["python", *words]
         named = ["ray", "submit"], ["ray", "down"]  # in a sentence
         if len(words) > 1 and words[0] in PROGRAMS and words not in named:
             found.append(line)

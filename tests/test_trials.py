@@ -49,7 +49,7 @@ def test_the_command_prints_a_line_for_each_trial_and_only_columns_that_tell_som
         assert float(line.split()[accuracy]) == pytest.approx(last, rel=1e-3)
 
 
-@pytest.mark.parametrize(("width", "left"), [(200, 9), (80, 8), (10, 4)])
+@pytest.mark.parametrize(("width", "left"), [(200, 9), (80, 7), (10, 4)])
 def test_on_a_terminal_a_line_is_no_longer_than_that_is_wide(tiny, monkeypatch, width, left):
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setattr(sys, "argv", ["analysis/trials.py", str(tiny)])
