@@ -148,23 +148,20 @@ def _values(values: Iterable[Any]) -> str:
 
 def circumstances(trials: list[Trial]) -> dict[str, str]:
     """Returns when, for how long and on what the epochs were computed, and with what."""
-    rows = [row for trial in trials for row in trial.rows]
-    ended = [row["ended_at"] for row in rows if "ended_at" in row]
-    if not ended:
+    rows = [row for trial in trials for row in trial.rows if "ended_at" in row]
+    if not rows:
         return {}
-    began = min(ended) - rows[0].get("epoch_seconds", 0)
+    began = min(row["ended_at"] - row["epoch_seconds"] for row in rows)
+    ended = max(row["ended_at"] for row in rows)
+    hours = sum(row["epoch_seconds"] for row in rows) / 3600
     return {
         "first epoch began": time.strftime("%Y-%m-%d %H:%M", time.localtime(began)),
-        "last epoch ended": time.strftime("%Y-%m-%d %H:%M", time.localtime(max(ended))),
-        "hours of training, all trials together": f"{_hours(rows):.2f}",
+        "last epoch ended": time.strftime("%Y-%m-%d %H:%M", time.localtime(ended)),
+        "hours of training, all trials together": f"{hours:.2f}",
         "machines": _values(row["machine"] for row in rows if "machine" in row) or "not recorded",
-        "nodes": _values(row["node_ip"] for row in rows if "node_ip" in row),
+        "nodes": _values(row["node_ip"] for row in rows),
         "versions": _values(row["versions"] for row in rows if "versions" in row) or "not recorded",
     }
-
-
-def _hours(rows: list[dict[str, Any]]) -> float:
-    return sum(row.get("epoch_seconds", 0) for row in rows) / 3600
 
 
 def summary(trials: list[Trial]) -> str:
@@ -183,7 +180,7 @@ def failures(trials: list[Trial]) -> str:
     return f"<h3>Failures</h3>{definitions(found)}" if found else ""
 
 
-def sweep_section(trials: list[Trial], results: str, tested: int, out: Path) -> str:
+def sweep_section(trials: list[Trial], tested: int, out: Path) -> str:
     """Returns the figures of a sweep, of the trials that are finished."""
     done = [trial for trial in trials if sweep.is_finished(trial)]
     if not done:
@@ -250,7 +247,7 @@ def page(places: list[str], tested: int) -> str:
                 figures, grids = gan_section(place, number, Path(out))
                 data[str(number)]["grids"] = grids
             elif is_sweep(trials):
-                figures = sweep_section(trials, place, tested, Path(out))
+                figures = sweep_section(trials, tested, Path(out))
             else:
                 figures = ""
         sections.append(

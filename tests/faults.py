@@ -309,22 +309,30 @@ def suffer(cluster: Cluster, fault: str, name: str) -> float:
     job, inflict = FAULTS[fault]
     expected = cluster.numbers(job)
     run = Run(cluster, job, name)
+    run.start()
     try:
-        run.start()
-        wait_for(lambda: sum(run.epochs().values()) >= 2 * len(expected), run.driver, every=0.5)
-        before = {n: done for n, done in run.epochs().items() if done < len(expected[n])}
-        assert before  # else there is nothing to recover
-        began = time.monotonic()
-        inflict(run)
-        wait_for(lambda: all(run.epochs().get(n, 0) > before[n] for n in before), every=0.5)
-        seconds = time.monotonic() - began
+        seconds = _recover(run, inflict, expected)
         output, _ = run.driver.communicate(timeout=600)
+    except Exception as error:
+        run.kill_driver()
+        said = run.driver.communicate()[0]
+        raise AssertionError(f"{fault}: {error}: {run.epochs()}\n{said}") from error
     finally:
         run.kill_driver()
     assert run.driver.returncode == 0, output
     run.check(expected)
     run.remove()
     return seconds
+
+
+def _recover(run: Run, inflict: Fault, expected: Numbers) -> float:
+    wait_for(lambda: sum(run.epochs().values()) >= 2 * len(expected), run.driver, every=0.5)
+    before = {n: done for n, done in run.epochs().items() if done < len(expected[n])}
+    assert before  # else there is nothing to recover
+    began = time.monotonic()
+    inflict(run)
+    wait_for(lambda: all(run.epochs().get(n, 0) > before[n] for n in before), every=0.5)
+    return time.monotonic() - began
 
 
 def soak(cluster: Cluster, trials: int, seed: int) -> tuple[int, int]:

@@ -91,6 +91,15 @@ def test_the_token_is_a_file_that_only_its_user_reads_and_is_asked_for(cluster):
     assert "set RAY_AUTH_MODE=token" in refused.stdout.splitlines()[-1]
 
 
+def test_ray_up_without_a_token_ends_with_the_name_of_the_file(cluster):
+    up = "RAY_UP_enable_autoscaler_v2=0 ray up -y ~/cluster.yaml; code=$?"
+    line = f"mv ~/.ray/auth_token ~/kept; {up}; mv ~/kept ~/.ray/auth_token; exit $code"
+    refused = cluster["client"].run(line)
+    assert refused.returncode == 1
+    told = "FileNotFoundError: [Errno 2] No such file or directory: '/home/suite/.ray/auth_token'"
+    assert refused.stdout.splitlines()[-1] == told
+
+
 def test_ray_client_asks_for_the_token(cluster):
     address = f"{cluster['head'].address}:10001"
     connect = f"from ray.util.client_connect import connect; connect('{address}', "
