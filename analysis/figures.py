@@ -16,7 +16,13 @@ LOOKS = {
     "rnn": {"color": COLORS[1], "marker": "s", "ms": 4},  # inside of the other, where both are
 }
 NAMES = {"lstm": "LSTM", "rnn": "RNN"}
-STARTS = {"uniform": "-", "orthogonal": "--", "chrono": ":"}
+STARTS = {
+    "uniform": "-",
+    "orthogonal": "--",
+    "chrono": ":",
+    "forget": "-.",
+    "identity": (0, (5, 1, 1, 1, 1, 1)),
+}
 HEAT = "cividis"  # even in grey and for colour-blind readers
 
 plt.rcParams.update(

@@ -22,7 +22,7 @@ from analysis.arguments import Parser
 from analysis.figures import LOOKS, NAMES, STARTS, heat_map, save
 from analysis.results import NoResults, Trial, epochs_table, read_trials, trials_table
 from models.palindromes import Sequences, palindromes
-from models.recurrent import CELLS, DIGITS, RecurrentNetwork, predict
+from models.recurrent import CELLS, DIGITS, RecurrentNetwork, has_ended, predict
 
 CHANCE = 1 / DIGITS
 REMEMBERS = 0.99  # validation accuracy from which on a length counts as remembered
@@ -31,8 +31,11 @@ LONGEST_OF_FIGURE_1 = 24  # the report's Figures 1 and 2 end here, and its Figur
 SETTING = ["cell", "start", "length"]
 
 
-def read_sweeps(folders: list[str]) -> list[Trial]:
+def read_sweeps(folders: list[str], settings: list[str] = SETTING) -> list[Trial]:
     """Reads the trials of one sweep or several, each trial once.
+
+    Args:
+        settings: what makes a trial another one, beside its seed.
 
     Raises:
         NoResults: there are none, or trials that differ in more than their seed would be drawn as
@@ -41,8 +44,8 @@ def read_sweeps(folders: list[str]) -> list[Trial]:
     trials: dict[tuple, Trial] = {}
     recipes: dict[tuple, dict] = {}
     for folder, trial in ((place, trial) for place in folders for trial in read_trials(place)):
-        setting = tuple(trial.config.get(name) for name in SETTING)
-        if None in setting or "epochs" not in trial.config:
+        setting = tuple(trial.config.get(name) for name in settings)
+        if None in setting[: len(SETTING)] or "epochs" not in trial.config:
             raise NoResults(f"{folder}: {trial.name} is not a trial of jobs/sweep.py")
         recipe = {name: value for name, value in trial.config.items() if name != "seed"}
         other = recipes.setdefault(setting, recipe)
@@ -56,7 +59,8 @@ def read_sweeps(folders: list[str]) -> list[Trial]:
 
 
 def is_finished(trial: Trial) -> bool:
-    return bool(trial.rows) and trial.rows[-1]["epoch"] == trial.config["epochs"]
+    """Returns whether a trial has done its epochs, or ended before, having held its accuracy."""
+    return has_ended(trial.rows, trial.config["epochs"], trial.config.get("hold"))
 
 
 def spread(table: pd.DataFrame) -> pd.DataFrame:
@@ -100,7 +104,7 @@ def draw_accuracy(axes: Axes, cell: str, start: str, accuracies: pd.DataFrame, n
     """Draws the seeds' mean over the length, and their spread as a band."""
     look = LOOKS[cell]
     percent = 100 * accuracies[["mean", "min", "max"]]
-    axes.plot(accuracies["length"], percent["mean"], STARTS[start], label=name, lw=1.6, **look)
+    axes.plot(accuracies["length"], percent["mean"], ls=STARTS[start], label=name, lw=1.6, **look)
     axes.fill_between(
         accuracies["length"], percent["min"], percent["max"], color=look["color"], alpha=0.18, lw=0
     )
@@ -183,7 +187,8 @@ def load_network(trial: Trial) -> RecurrentNetwork | None:
     checkpoint = trial.newest_checkpoint()
     if checkpoint is None:
         return None
-    network = CELLS[trial.config["cell"]](trial.config["hidden"])
+    config = trial.config
+    network = CELLS[config["cell"]](config["hidden"], config.get("inputs", "digit"))
     network.load_state_dict(checkpoint.state["network"])
     return network
 

@@ -20,6 +20,7 @@ DETAILS = [
     "epoch_seconds", "train_seconds", "sequences_per_second", "images_per_second", "restored_epoch",
     "damaged", "ended_at", "device", "machine", "versions", "threads", "workers", "keep_every",
     "quality_every", "density", "coverage", "confidence", "kl_to_uniform", "smallest_share",
+    "checked", "gradient_h", "gradient_c", "spectral_radii", "forget_gates",
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
   python jobs/sweep.py                       the report's Figures 1-3
   python jobs/sweep.py --preset quick        a small grid, minutes on 2 cores
+  python jobs/sweep.py --preset horizon      how far back can it remember?
   python jobs/sweep.py --cells lstm --lengths 10-30,40 --start uniform,chrono
 
 On a cluster:
@@ -25,7 +26,7 @@ from ray import tune
 from jobs import cluster, flags, machine, storage, tuning
 from jobs.flags import Trouble, setting, shown
 from jobs.progress import plural, tell_end
-from models import checkpoint, palindromes, recurrent
+from models import checkpoint, memory, palindromes, recurrent
 from models.randomness import generator
 
 
@@ -37,7 +38,10 @@ class Sweep:
     lengths: tuple[int, ...] = setting(range(3, 25), "digits that the network reads")
     seeds: tuple[int, ...] = setting(range(3), "each draws its own data, start and order")
     start: tuple[str, ...] = setting(
-        ("uniform",), "how parameters start: uniform, orthogonal, chrono"
+        ("uniform",), "how parameters start: uniform, orthogonal, identity, forget, chrono"
+    )
+    variants: tuple[str, ...] = setting(
+        ("plain",), "plain, no-clip, no-warmup, no-decay, no-scaling, one-hot: what is changed"
     )
     epochs: int = setting(20, "times that the training part is seen")
     samples: int = setting(100_000, "palindromes of each trial, a fifth of them for validation")
@@ -46,6 +50,14 @@ class Sweep:
     hidden: int = setting(128, "size of the hidden state")
     optimizer: Literal["adam", "rmsprop"] = setting("adam", "what takes the training steps")
     clip: float | None = setting(None, "largest norm of a gradient, or none")
+    warmup: int = setting(0, "steps in which the learning rate rises")
+    decay: Literal["none", "cosine"] = setting("none", "how the learning rate falls, to 0")
+    inputs: Literal["digit", "standard", "one-hot"] = setting(
+        "digit", "a digit as a number, as one of mean 0 and deviation 1, or one-hot"
+    )
+    hold: int | None = setting(None, "end after so many epochs at 99.9 % in a row, or none")
+    checks: int = setting(1, "looks at the accuracy in an epoch, in even steps")
+    probe: bool = setting(False, "after each epoch, see how far back gradients reach")
 
 
 @dataclass(frozen=True)
@@ -57,32 +69,63 @@ class Run(flags.Run):
     max_concurrent: int | None = setting(None, "trials at a time, or none for all that fit")
 
 
-# A preset is one grid or several. Flags change them all; those that name a grid (GRID) give one.
+# What a variant changes of the settings as they are given.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "no-clip": {"clip": None},
+    "no-warmup": {"warmup": 0},
+    "no-decay": {"decay": "none"},
+    "no-scaling": {"inputs": "digit"},
+    "one-hot": {"inputs": "one-hot"},
+}
+
+# What training needs to reach far and not to fall: docs/horizon.md.
+STEADY = Sweep(clip=1.0, warmup=100, decay="cosine", inputs="standard", hold=3, checks=10)
+LSTM = replace(STEADY, cells=("lstm",), start=("chrono",), lr=0.005)
+RNN = replace(STEADY, cells=("rnn",), start=("orthogonal",), lr=0.001)
+FAR = {"lengths": (10, 20, 35, 50, 75, 100, 150), "samples": 25_000, "epochs": 16}
+
+# A preset is one grid or several, and flags change them all.
 PRESETS = {
     "figures": (Sweep(), Sweep(cells=("lstm",), lengths=tuple(range(25, 36)), epochs=5)),
     "quick": (Sweep(lengths=(3, 5, 8, 12, 16, 20), seeds=(0, 1), epochs=10, samples=20_000),),
+    "recipe": tuple(
+        replace(part, lengths=(3, *range(5, 36, 5)), seeds=tuple(range(5))) for part in (LSTM, RNN)
+    ),
+    "horizon": (
+        replace(LSTM, start=("uniform", "orthogonal", "forget", "chrono"), **FAR),
+        replace(RNN, start=("uniform", "orthogonal", "identity"), **FAR),
+    ),
 }
-GRID = {"cells", "lengths"}
+ABLATED = tuple(
+    replace(part, variants=tuple(VARIANTS), **{**FAR, "lengths": (35, 100)}) for part in (LSTM, RNN)
+)
+
+CHECKED = 500  # palindromes of the validation part that are looked at within an epoch
 
 
 def trial_configs(sweep: Sweep) -> list[dict[str, Any]]:
     """Returns each trial's settings: seed by seed, so that a run cut short has whole figures."""
     recipe = asdict(sweep)
-    for axis in ("cells", "lengths", "seeds", "start"):
+    for axis in ("cells", "lengths", "seeds", "start", "variants"):
         del recipe[axis]
     # And the long ones first: no straggler at the end.
     return [
-        {"cell": cell, "length": length, "seed": seed, "start": start, **recipe}
+        {"cell": cell, "length": length, "seed": seed, "start": start, "variant": variant}
+        | recipe
+        | VARIANTS[variant]
         for seed in sweep.seeds
         for length in sorted(sweep.lengths, reverse=True)
         for cell in sweep.cells
         for start in sweep.start
+        for variant in sweep.variants
     ]
 
 
 def trial_name(config: dict[str, Any]) -> str:
     """Returns a trial's name and folder, which never change: so its checkpoints are found."""
-    return "{cell}-{start}-length{length:03}-seed{seed}".format(**config)
+    changed = "" if config["variant"] == "plain" else f"-{config['variant']}"
+    return "{cell}-{start}{changed}-length{length:03}-seed{seed}".format(changed=changed, **config)
 
 
 def check(sweep: Sweep) -> None:
@@ -95,10 +138,15 @@ def check(sweep: Sweep) -> None:
                 raise Trouble(str(error)) from None
     if min(sweep.lengths) < 2:
         raise Trouble(f"--lengths {min(sweep.lengths)}: a sequence has 2 digits or more")
-    for name in ("epochs", "batch_size", "lr", "hidden", "clip"):
+    for variant in sweep.variants:
+        if variant not in VARIANTS:
+            raise Trouble(f"--variants {variant}: it is one of {', '.join(VARIANTS)}")
+    for name in ("epochs", "batch_size", "lr", "hidden", "clip", "hold", "checks"):
         value = getattr(sweep, name)
         if value is not None and not 0 < value < math.inf:
             raise Trouble(f"--{name.replace('_', '-')} {value}: must be more than 0, and finite")
+    if sweep.warmup < 0:
+        raise Trouble(f"--warmup {sweep.warmup}: must be 0 or more")
     if sweep.samples < palindromes.FEWEST:
         raise Trouble(f"--samples {sweep.samples}: {palindromes.FEWEST} or more are needed")
     if sweep.samples * 4 // 5 < sweep.batch_size:
@@ -106,6 +154,9 @@ def check(sweep: Sweep) -> None:
             f"--samples {sweep.samples}: four fifths of them do not fill one batch "
             f"of --batch-size {sweep.batch_size}"
         )
+    steps = sweep.samples * 4 // 5 // sweep.batch_size
+    if sweep.checks > steps:
+        raise Trouble(f"--checks {sweep.checks}: an epoch has {plural(steps, 'step')}")
 
 
 def train(config: dict[str, Any]) -> None:
@@ -119,12 +170,23 @@ def train(config: dict[str, Any]) -> None:
     reserved = trial.get_trial_resources().required_resources
     torch.set_num_threads(int(reserved["CPU"]))
     device = torch.device("cuda" if reserved.get("GPU") and torch.cuda.is_available() else "cpu")
-    seed, length = config["seed"], config["length"]
+    seed, length, batch_size = config["seed"], config["length"], config["batch_size"]
     data = palindromes.palindromes(seed, length, config["samples"])
     training, validation = data.train.to(device), data.validation.to(device)
-    network = recurrent.build(config["cell"], config["hidden"], config["start"], seed, length)
+    network = recurrent.build(
+        config["cell"], config["hidden"], config["start"], seed, length, config["inputs"]
+    )
     network.to(device)
     optimizer = OPTIMIZERS[config["optimizer"]](network.parameters(), lr=config["lr"])
+    steps = len(training) // batch_size  # of an epoch
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: recurrent.learning_rate(
+            step, steps * config["epochs"], config["warmup"], config["decay"]
+        ),
+    )
+    few = validation[:CHECKED]
+    looks = {steps * number // config["checks"] for number in range(1, config["checks"])}
 
     context = trial.get_storage()
     path = context.experiment_fs_path
@@ -136,6 +198,7 @@ def train(config: dict[str, Any]) -> None:
     if last:
         network.load_state_dict(last.state["network"])
         optimizer.load_state_dict(last.state["optimizer"])
+        schedule.load_state_dict(last.state["schedule"])
         torch.set_rng_state(last.state["random"].cpu())
     else:
         torch.manual_seed(seed)
@@ -143,15 +206,21 @@ def train(config: dict[str, Any]) -> None:
         tune.report(row)
 
     restored_epoch, where = len(history), machine.described(device)
-    for epoch in range(len(history) + 1, config["epochs"] + 1):
+    while not recurrent.has_ended(history, config["epochs"], config["hold"]):
+        epoch, checked = len(history) + 1, []
+
+        def after_step(step: int, checked: list[float] = checked) -> None:
+            schedule.step()
+            if step in looks:
+                checked.append(recurrent.evaluate(network, few)[1])
+
         began = time.perf_counter()
         order = torch.randperm(len(training), generator=generator(seed, "order", epoch)).to(device)
         train_loss = recurrent.train_epoch(
-            network, optimizer, training, order, config["batch_size"], config["clip"]
+            network, optimizer, training, order, batch_size, config["clip"], after_step
         )
         trained = time.perf_counter()
         val_loss, val_accuracy = recurrent.evaluate(network, validation)
-        sequences = len(order) // config["batch_size"] * config["batch_size"]
         row = {
             "epoch": epoch,
             "training_iteration": epoch,
@@ -160,16 +229,21 @@ def train(config: dict[str, Any]) -> None:
             "val_accuracy": val_accuracy,
             "train_seconds": trained - began,
             "epoch_seconds": time.perf_counter() - began,
-            "sequences_per_second": sequences / (trained - began),
+            "sequences_per_second": steps * batch_size / (trained - began),
             "restored_epoch": restored_epoch,
             "ended_at": time.time(),  # seconds since 1970
             "damaged": " ".join(damaged),
             **where,
         }
+        if looks:  # and the last one is the epoch's own
+            row["checked"] = [*checked, val_accuracy]
+        if config["probe"]:
+            row.update(memory.probe(network, few))
         history.append(row)
         state = {
             "network": network.state_dict(),
             "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
             "random": torch.get_rng_state(),
         }
         with tempfile.TemporaryDirectory() as local:
@@ -252,11 +326,13 @@ def work_of_an_epoch(config: dict[str, Any]) -> float:
 
 
 def finished_trials(folder: storage.Folder, configs: dict[str, dict[str, Any]]) -> set[str]:
-    """Returns the names of the trials whose newest whole checkpoint is of their last epoch."""
+    """Returns the names of the trials whose newest whole checkpoint is of their end."""
 
     def is_finished(name: str) -> bool:
         last, _ = storage.newest_checkpoint(folder.child(name))
-        return last is not None and last.epoch >= configs[name]["epochs"]
+        if last is None:
+            return False
+        return recurrent.has_ended(last.history, configs[name]["epochs"], configs[name]["hold"])
 
     with ThreadPoolExecutor() as threads:  # a storage behind a URI answers slowly
         return {
@@ -264,6 +340,28 @@ def finished_trials(folder: storage.Folder, configs: dict[str, dict[str, Any]]) 
             for name, yes in zip(configs, threads.map(is_finished, configs), strict=True)
             if yes
         }
+
+
+def changed(preset: tuple[Sweep, ...], changes: dict[str, Any]) -> tuple[Sweep, ...]:
+    """Returns a preset's grids with the settings that were typed, each trial in one of them.
+
+    Raises:
+        Trouble: they cannot be run.
+    """
+    parts: list[Sweep] = []
+    names: set[str] = set()
+    for part in preset:
+        typed = changes.get("cells", part.cells)
+        cells = tuple(cell for cell in typed if cell in part.cells or cell not in recurrent.CELLS)
+        if not cells:
+            continue
+        part = replace(part, **{**changes, "cells": cells})
+        check(part)
+        new = {trial_name(config) for config in trial_configs(part)} - names
+        if new:
+            parts.append(part)
+        names |= new
+    return tuple(parts)
 
 
 def settings() -> tuple[tuple[Sweep, ...], Run]:
@@ -274,19 +372,25 @@ def settings() -> tuple[tuple[Sweep, ...], Run]:
         choices=PRESETS,
         default="figures",
         help="figures: lstm and rnn at 3-24, lstm at 25-35 for 5 epochs; "
-        "quick: both at 3-20, fewer lengths, seeds, epochs and palindromes. "
-        "Flags below override it; --cells and --lengths make it one grid (figures)",
+        "quick: both at 3-20, fewer lengths, seeds, epochs and palindromes; "
+        "recipe: training that does not fall, at 3-35; horizon: the same at 10-150, by start. "
+        "Flags below override it (figures)",
+    )
+    parser.add_argument(
+        "--ablate",
+        action="store_true",
+        help="of horizon: one part of the recipe left out at a time, at 35 and 100",
     )
     parser.add_settings("the experiment", Sweep)
     parser.add_settings("the run", Run)
     typed = parser.parse_args()
     changes = flags.given(typed, Sweep)
-    parts = PRESETS[typed.preset][: 1 if GRID & changes.keys() else None]
-    parts = tuple(replace(part, **changes) for part in parts)
-    for part in parts:
-        check(part)
+    ablate = getattr(typed, "ablate", False)
+    if ablate and typed.preset != "horizon":
+        raise Trouble("--ablate: only of --preset horizon")
+    parts = changed(ABLATED if ablate else PRESETS[typed.preset], changes)
     run = Run(**flags.given(typed, Run))
-    run = replace(run, name=run.name or typed.preset)
+    run = replace(run, name=run.name or typed.preset + ("-ablate" if ablate else ""))
     if run.cpus_per_trial < 1:
         raise Trouble(f"--cpus-per-trial {run.cpus_per_trial}: must be 1 or more")
     if run.max_concurrent is not None and run.max_concurrent < 1:
@@ -297,6 +401,8 @@ def settings() -> tuple[tuple[Sweep, ...], Run]:
 def describe(part: Sweep) -> str:
     axes = [",".join(part.cells), f"lengths {shown(part.lengths)}", f"seeds {shown(part.seeds)}"]
     axes += [f"starts {shown(part.start)}", f"{part.epochs} epochs of {part.samples} palindromes"]
+    if part.variants != Sweep().variants:
+        axes.insert(4, f"variants {shown(part.variants)}")
     return " x ".join(axes)
 
 
@@ -321,7 +427,8 @@ def main() -> int:
             finished = finished_trials(folder, configs)
         except OSError as error:
             failures.append(f"{folder.uri} cannot be read: {error}")
-    return tell_end(len(finished), len(configs), "trial", folder, failures, "analysis/sweep.py")
+    script = "horizon" if any(part.hold for part in parts) else "sweep"
+    return tell_end(len(finished), len(configs), "trial", folder, failures, f"analysis/{script}.py")
 
 
 if __name__ == "__main__":

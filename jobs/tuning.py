@@ -112,6 +112,11 @@ class Progress(tune.Callback):
                 f"goes on from epoch {result['restored_epoch']}"
             )
 
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        self.remaining[str(trial)] = 0  # it may end before its last epoch
+
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:

@@ -30,6 +30,9 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def __getitem__(self, some: slice) -> "Sequences":
+        return Sequences(self.digits[some], self.targets[some])
+
     def to(self, device: torch.device | str) -> "Sequences":
         return Sequences(self.digits.to(device), self.targets.to(device))
 

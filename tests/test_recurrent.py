@@ -6,7 +6,16 @@ from torch import nn
 
 from models.palindromes import palindromes
 from models.randomness import generator
-from models.recurrent import CELLS, build, evaluate, predict, train_epoch
+from models.recurrent import (
+    CELLS,
+    INPUTS,
+    build,
+    evaluate,
+    has_ended,
+    learning_rate,
+    predict,
+    train_epoch,
+)
 
 PYTORCH = {"lstm": nn.LSTM, "rnn": nn.RNN}
 
@@ -46,6 +55,25 @@ def test_the_equations_are_what_pytorch_computes(cell, dtype, tolerance, length,
             torch.testing.assert_close(found[name], value, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("inputs", INPUTS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_equations_are_the_native_kernel_whatever_is_read(cell, inputs):
+    network = build(cell, 16, "uniform", 0, 7, inputs).double()
+    digits = palindromes(0, 7, 100).train.digits
+    torch.testing.assert_close(network(digits), network(digits, written_out=True))
+
+
+def test_what_is_read_of_a_digit():
+    digits = torch.arange(10, dtype=torch.uint8).view(10, 1)  # (batch, length)
+    read = {i: build("rnn", 4, "uniform", 0, 5, i).double().read(digits)[0] for i in INPUTS}
+    assert read["digit"].flatten().tolist() == list(range(10))
+    assert read["standard"].mean().item() == pytest.approx(0, abs=1e-12)
+    assert read["standard"].square().mean().item() == pytest.approx(1)
+    assert torch.equal(read["one-hot"], torch.eye(10, dtype=torch.float64))
+    with pytest.raises(ValueError, match="two-hot"):
+        build("rnn", 4, "uniform", 0, 5, "two-hot")
+
+
 def test_the_uniform_start_is_pytorchs_own_distribution():
     for cell in CELLS:
         network = build(cell, hidden=64, start="uniform", seed=0, length=5)
@@ -75,6 +103,50 @@ def test_the_chrono_start_spreads_the_forget_gates_time_scales_up_to_the_length(
     assert abs(scales.mean() - 25) < 3  # of U(1, 49); its standard error here is 0.6
 
 
+def test_the_identity_start_copies_the_hidden_state():
+    network = build("rnn", 32, "identity", 0, 5)
+    assert torch.equal(network.recurrent.weight_hh_l0, torch.eye(32))
+    assert not (network.recurrent.bias_ih_l0 + network.recurrent.bias_hh_l0).any()
+
+
+def test_the_forget_start_opens_the_forget_gates_and_no_other():
+    biases = [
+        (network.recurrent.bias_ih_l0 + network.recurrent.bias_hh_l0).chunk(4)
+        for network in (build("lstm", 32, start, 0, 5) for start in ("forget", "uniform"))
+    ]
+    for gate, ours, usual in zip("ifgo", *biases, strict=True):
+        assert torch.equal(ours, torch.ones(32) if gate == "f" else usual)
+
+
+def test_the_learning_rate_rises_in_the_warmup_and_falls_by_half_a_cosine():
+    assert [learning_rate(step, 100, 4, "none") for step in (0, 1, 3, 4, 99)] == [
+        0.25, 0.5, 1, 1, 1,
+    ]  # fmt: skip
+    assert learning_rate(0, 100, 0, "cosine") == 1
+    assert learning_rate(25, 100, 0, "cosine") == pytest.approx((1 + math.sqrt(0.5)) / 2)
+    assert learning_rate(50, 100, 0, "cosine") == pytest.approx(0.5)
+    assert learning_rate(100, 100, 0, "cosine") == pytest.approx(0)
+    assert learning_rate(1, 100, 10, "cosine") == pytest.approx(
+        0.2 * learning_rate(1, 100, 0, "cosine")
+    )
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "hold", "ended"),
+    [
+        ([], 1, False),
+        ([0.1] * 4, None, False),
+        ([0.1] * 5, None, True),
+        ([0.999, 0.999], 3, False),
+        ([0.1, 0.999, 1.0, 0.9991], 3, True),
+        ([0.999, 1.0, 0.9989], 3, False),
+        ([1.0, 1.0, 0.5, 1.0], 3, False),
+    ],
+)
+def test_a_training_ends_after_its_epochs_or_when_it_has_held_its_accuracy(accuracies, hold, ended):
+    assert has_ended([{"val_accuracy": a} for a in accuracies], 5, hold) is ended
+
+
 def test_the_seed_decides_the_start():
     first, again, other = (build("lstm", 16, "chrono", seed, 9).state_dict() for seed in (1, 1, 2))
     for name in first:
@@ -94,7 +166,9 @@ def test_an_epoch_is_what_the_same_steps_written_by_hand_are():
     order = torch.randperm(len(data), generator=generator("order"))
     network, by_hand = (build("lstm", 16, "uniform", 0, 6) for _ in range(2))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
-    mean = train_epoch(network, optimizer, data, order, batch_size=100, clip=0.1)
+    told = []
+    mean = train_epoch(network, optimizer, data, order, 100, clip=0.1, after_step=told.append)
+    assert told == [1, 2, 3]
 
     optimizer, losses = torch.optim.SGD(by_hand.parameters(), lr=0.5), []
     for step in range(3):  # 320 sequences: three whole batches

@@ -22,8 +22,8 @@ from models import checkpoint
 
 EPOCHS = 6
 GRID = ["--cells", "lstm,rnn", "--lengths", "20", "--seeds", "0", "--epochs", EPOCHS]
-GRID += ["--samples", 8000]
-MEASURED = ("epoch", "train_loss", "val_loss", "val_accuracy")
+GRID += ["--samples", 8000, "--warmup", 20, "--decay", "cosine", "--checks", 3, "--probe"]
+MEASURED = ("epoch", "train_loss", "val_loss", "val_accuracy", "checked", "gradient_h")
 
 
 def measurements(folder: Path) -> dict[str, list[tuple]]:
@@ -265,6 +265,13 @@ def test_ctrl_c_ends_soon_and_says_how_to_go_on(tmp_path):
         ("--cpus-per-trial 0", "1 or more"),
         ("--max-concurrent 0", "1 or more"),
         ("--seed 3", "unrecognized"),
+        ("--variants no-luck", "--variants no-luck: it is one of plain, no-clip"),
+        ("--warmup -1", "0 or more"),
+        ("--hold 0", "more than 0"),
+        ("--checks 0", "more than 0"),
+        ("--samples 1000 --checks 7", "--checks 7: an epoch has 6 steps"),
+        ("--inputs two-hot", "invalid choice"),
+        ("--ablate", "--ablate: only of --preset horizon"),
     ],
 )
 def test_bad_flags_are_told_in_one_line_and_nothing_is_written(complaint, tmp_path, flags, said):
@@ -406,16 +413,53 @@ def test_the_default_preset_is_the_reports_three_figures(monkeypatch):
         assert same.items() <= config.items()
 
 
-def test_flags_change_every_grid_of_a_preset_and_a_named_grid_is_the_only_one(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["sweep.py", "--seeds", "4", "--clip", "10"])
-    parts, _ = sweep.settings()
+def asked_for(monkeypatch, *flags: object) -> tuple[sweep.Sweep, ...]:
+    monkeypatch.setattr(sys, "argv", ["sweep.py", *map(str, flags)])
+    return sweep.settings()[0]
+
+
+def test_flags_change_every_grid_of_a_preset_and_no_trial_is_in_two(monkeypatch):
+    parts = asked_for(monkeypatch, "--seeds", 4, "--clip", 10)
     assert [(part.seeds, part.clip, part.epochs) for part in parts] == [
         ((4,), 10, 20),
         ((4,), 10, 5),
     ]
-    monkeypatch.setattr(sys, "argv", ["sweep.py", "--lengths", "3-5,30"])
-    (part,), _ = sweep.settings()
+    (part,) = asked_for(monkeypatch, "--lengths", "3-5,30")
     assert part == replace(sweep.Sweep(), lengths=(3, 4, 5, 30))
+    (part,) = asked_for(monkeypatch, "--cells", "rnn")
+    assert part == replace(sweep.Sweep(), cells=("rnn",))
+    lstm, rnn = asked_for(monkeypatch, "--preset", "horizon", "--lengths", 35)
+    assert (lstm.cells, rnn.cells) == (("lstm",), ("rnn",))
+    assert lstm.lengths == rnn.lengths == (35,)
+    assert (lstm.lr, rnn.lr) == (sweep.LSTM.lr, sweep.RNN.lr)
+
+
+def test_a_variant_changes_one_setting_of_the_recipe_and_has_a_name_of_its_own(monkeypatch):
+    parts = asked_for(monkeypatch, "--preset", "horizon", "--ablate")
+    configs = [config for part in parts for config in sweep.trial_configs(part)]
+    assert len({sweep.trial_name(config) for config in configs}) == len(configs)
+    assert {(c["cell"], c["length"]) for c in configs} == {
+        (cell, length) for cell in ("lstm", "rnn") for length in (35, 100)
+    }
+    plain = {(c["cell"], c["length"], c["seed"]): c for c in configs if c["variant"] == "plain"}
+    for config in configs:
+        whole = plain[(config["cell"], config["length"], config["seed"])]
+        differ = {name for name in config if config[name] != whole[name]} - {"variant"}
+        assert differ == set(sweep.VARIANTS[config["variant"]])
+        assert len(differ) == (config["variant"] != "plain")
+
+
+def test_a_trial_that_has_held_its_accuracy_is_finished_before_its_last_epoch(tmp_path):
+    (part,) = sweep.changed((sweep.LSTM,), {"lengths": (5,), "seeds": (0,), "hold": 2})
+    (config,) = sweep.trial_configs(part)
+    folder = storage.Folder(str(tmp_path), storage.fs.LocalFileSystem(), str(tmp_path))
+    rows = [{"val_accuracy": accuracy} for accuracy in (0.9995, 0.5, 0.9995, 0.9995)]
+    for epochs, expected in ((3, set()), (4, {"trial"})):
+        place = tmp_path / "trial" / f"checkpoint_{epochs}"
+        place.mkdir(parents=True)
+        checkpoint.save(place, {}, rows[:epochs])
+        assert sweep.finished_trials(folder, {"trial": config}) == expected
+    assert sweep.finished_trials(folder, {"trial": config | {"hold": None}}) == set()
 
 
 def test_the_folder_of_a_finished_trial_holds_the_network_that_was_measured(undisturbed):

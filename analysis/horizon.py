@@ -1,0 +1,327 @@
+"""Draws how far back networks remember, how soon they learn it, and why they forget.
+
+  python analysis/horizon.py ~/ray_results/horizon --out horizon
+  python analysis/horizon.py ~/ray_results/horizon-ablate --out ablation
+
+It draws what the trials can tell: gradients where they were trained with
+--probe, what a part of the recipe does where there are variants. Trials that
+are not finished are left out, and counted.
+"""
+
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from analysis.arguments import Parser
+from analysis.figures import COLORS, LOOKS, NAMES, heat_map, save
+from analysis.results import NoResults, Trial
+from analysis.sweep import CHANCE, REMEMBERS, SETTING, is_finished, read_sweeps
+
+FALL = 0.05  # a fall of validation accuracy, from one epoch to the next, that is counted here
+KINDS = ["cell", "start", "variant"]
+
+# Hochreiter & Schmidhuber 1997, tasks 2b and 2c: the last symbol repeats the first, with random
+# ones between. The lag, and how many sequences their LSTM saw before it had learned it, on average.
+PUBLISHED = {100: 5_680, 1_000: 49_000}
+
+
+def sequences_to(trial: Trial, accuracy: float = REMEMBERS) -> int | None:
+    """Returns how many sequences a trial had seen when it was first seen at `accuracy`.
+
+    None if it never was: what it takes is more than the sequences of all its epochs.
+    """
+    batch = trial.config["batch_size"]
+    steps = trial.config["samples"] * 4 // 5 // batch
+    for done, row in enumerate(trial.rows):
+        looks = row.get("checked") or [row["val_accuracy"]]
+        for number, seen in enumerate(looks, start=1):
+            if seen >= accuracy:
+                return (done * steps + steps * number // len(looks)) * batch
+    return None
+
+
+def outcome(accuracies: list[float]) -> str:
+    """Says how a training ended, from its validation accuracy after each epoch.
+
+    A plateau is one that never left chance. It is no fall: it may be a training cut short.
+    """
+    if accuracies[-1] >= REMEMBERS:
+        return "solved"
+    if max(accuracies) >= REMEMBERS:
+        return "fell"
+    return "plateau" if max(accuracies) < 2 * CHANCE else "partly"
+
+
+def described(trial: Trial) -> dict[str, object]:
+    """Returns a row of the table of trials: settings, how it ended, what it took."""
+    accuracies = [row["val_accuracy"] for row in trial.rows]
+    falls = [before - after > FALL for before, after in pairwise(accuracies)]
+    first = next((n for n, found in enumerate(accuracies) if found >= REMEMBERS), len(accuracies))
+    batch = trial.config["batch_size"]
+    return {
+        "cell": trial.config["cell"],
+        "start": trial.config["start"],
+        "variant": trial.config.get("variant", "plain"),
+        "length": trial.config["length"],
+        "seed": trial.config["seed"],
+        "outcome": outcome(accuracies),
+        "val_accuracy": accuracies[-1],
+        "best": max(accuracies),
+        "epochs": len(accuracies),
+        "sequences": len(accuracies) * (trial.config["samples"] * 4 // 5 // batch) * batch,
+        "to_99": sequences_to(trial),
+        "falls": sum(falls),
+        "falls_after_99": sum(falls[first:]),
+        "epochs_after_99": len(accuracies) - min(first + 1, len(accuracies)),
+    }
+
+
+def kind_name(cell: str, start: str, variant: str) -> str:
+    return f"{NAMES[cell]}, {start}" + ("" if variant == "plain" else f", {variant}")
+
+
+def reach_of_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns, for each kind and seed, the length up to which all lengths end at 99 %, else 0."""
+
+    def reach(part: pd.DataFrame) -> int:
+        ordered = part.sort_values("length")
+        solved = ordered.loc[(ordered["val_accuracy"] >= REMEMBERS).cummin(), "length"]
+        return int(solved.max()) if len(solved) else 0
+
+    grouped = table.groupby([*KINDS, "seed"])[["length", "val_accuracy"]]
+    return grouped.apply(reach).rename("reach").reset_index()
+
+
+def draw_accuracy(table: pd.DataFrame, out: Path) -> list[Path]:
+    """Draws, for each cell, accuracy over start (and variant) and length: the seeds' mean."""
+    pictures = []
+    for cell, part in table.groupby("cell"):
+        rows = part["start"].where(
+            part["variant"] == "plain", part["start"] + " " + part["variant"]
+        )
+        mean = part.assign(start=rows).groupby(["start", "length"])["val_accuracy"].mean()
+        shown = mean.unstack()
+        alt = "Mean accuracy at the end. " + " ".join(
+            f"{start}: "
+            + ", ".join(f"{value:.0%} at {n}" for n, value in row.dropna().items())
+            + "."
+            for start, row in shown.iterrows()
+        )
+        seeds = part["seed"].nunique()
+        title = f"{NAMES[cell]}: accuracy at the end (mean of {seeds} seeds)"
+        figure = heat_map(
+            shown, title, "sequence length (digits read)", "start", "validation accuracy (%)"
+        )
+        pictures.append(save(figure, mean.reset_index(), out, f"accuracy_{cell}", alt))
+    return pictures
+
+
+def draw_reach(table: pd.DataFrame, out: Path) -> Path:
+    """Draws the effective length of each seed, by kind."""
+    found = reach_of_seeds(table)
+    kinds = list(found.groupby(KINDS))
+    figure, axes = plt.subplots(figsize=(7, 1.2 + 0.4 * len(kinds)))
+    told = []
+    for place, (kind, part) in enumerate(kinds):
+        aside = place + 0.12 * (part["seed"].rank() - (len(part) + 1) / 2)  # equal seeds, too
+        axes.plot(part["reach"], aside, ls="", **LOOKS[kind[0]])
+        told.append(f"{kind_name(*kind)}: {', '.join(map(str, sorted(part['reach'])))}.")
+    axes.set_yticks(range(len(kinds)), [kind_name(*kind) for kind, _ in kinds])
+    axes.invert_yaxis()
+    axes.set(title="Effective length of each seed (0: none)", xlabel="digits read, all at 99 %")
+    alt = "The longest length up to which every length ends at 99 %, of each seed. "
+    return save(figure, found, out, "effective_length", alt + " ".join(told))
+
+
+def draw_sequences(table: pd.DataFrame, out: Path) -> Path:
+    """Draws how many sequences each trial saw until 99 %, over the length."""
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    kinds = [(kind, part) for kind, part in table.groupby(KINDS) if part["to_99"].notna().any()]
+    told = []
+    for number, (kind, part) in enumerate(kinds):
+        color = COLORS[number % len(COLORS)]
+        marker = LOOKS[kind[0]]["marker"]
+        learned = part[part["to_99"].notna()]
+        median = learned.groupby("length")["to_99"].median()
+        axes.plot(learned["length"], learned["to_99"], ls="", marker=marker, ms=4, color=color)
+        axes.plot(median.index, median, color=color, lw=1.2, label=kind_name(*kind))
+        never = part[part["to_99"].isna()]
+        axes.plot(never["length"], never["sequences"], ls="", marker=6, color=color, mfc="white")
+        told.append(
+            f"{kind_name(*kind)}: "
+            + ", ".join(f"{value:,.0f} at {length}" for length, value in median.items())
+            + (f"; {len(never)} of {len(part)} trials never." if len(never) else ".")
+        )
+    for lag, sequences in PUBLISHED.items():
+        if lag <= 2 * table["length"].max():
+            axes.plot(lag, sequences, ls="", marker="*", ms=12, color="black")
+            note = f" {sequences:,} (Hochreiter & Schmidhuber 1997)"
+            axes.annotate(note, (lag, sequences), ha="right", va="top", size=8)
+    axes.set_yscale("log")
+    axes.set(title="Sequences seen until 99 %", ylabel="sequences (▲: not by then)")
+    axes.set_xlabel("sequence length (digits read)")
+    if kinds:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+    alt = "Median sequences until 99 % of those that reached it. " + " ".join(told)
+    columns = [*KINDS, "length", "seed", "to_99", "sequences"]
+    return save(figure, table[columns], out, "sequences_to_99", alt)
+
+
+def falls_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns, by kind: trials by outcome, epochs, falls, and falls per 100 epochs."""
+    summed = table.groupby(KINDS)[["epochs", "falls", "epochs_after_99", "falls_after_99"]].sum()
+    counts = table.groupby([*KINDS, "outcome"]).size().unstack(fill_value=0)
+    counts = counts.reindex(columns=["solved", "fell", "partly", "plateau"], fill_value=0)
+    found = counts.join(summed)
+    found["falls_per_100"] = 100 * found["falls"] / found["epochs"]
+    return found.reset_index()
+
+
+def draw_falls(table: pd.DataFrame, out: Path) -> Path:
+    """Draws falls per 100 epochs and how the trials ended, by kind."""
+    found = falls_table(table)
+    names = [kind_name(*kind) for kind in found[KINDS].itertuples(index=False)]
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(9, 1.4 + 0.32 * len(found)), sharey=True, layout="constrained"
+    )
+    places = np.arange(len(found))
+    left.barh(places, found["falls_per_100"], color=COLORS[1])
+    left.set_yticks(places, names)
+    left.invert_yaxis()
+    left.set(title="Falls of over 5 points per 100 epochs")
+    edge = np.zeros(len(found))
+    for kind, color in zip(
+        ("solved", "fell", "partly", "plateau"), ("#009E73", "#D55E00", "#E6C229", "#999999"),
+        strict=True,
+    ):  # fmt: skip
+        right.barh(places, found[kind], left=edge, color=color, label=kind)
+        edge += found[kind]
+    right.set(title="How the trials ended")
+    right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4)
+    told = " ".join(
+        f"{name}: {row['falls']} falls in {row['epochs']} epochs, {row['solved']} solved, "
+        f"{row['fell']} fell, {row['partly']} partly, {row['plateau']} at chance."
+        for name, (_, row) in zip(names, found.iterrows(), strict=True)
+    )
+    return save(figure, found, out, "falls", "Falls of accuracy and how trials ended. " + told)
+
+
+def gradients_table(trials: list[Trial]) -> pd.DataFrame:
+    """Returns the gradients' norms of the trials that were probed: early, and at the end.
+
+    One row for each kind, seed, epoch and step back; of the longest length that all kinds have.
+    """
+    probed = [trial for trial in trials if trial.rows[0].get("gradient_h")]
+    by_kind: dict[tuple, set[int]] = {}
+    for trial in probed:
+        kind = (trial.config["cell"], trial.config["start"], trial.config.get("variant", "plain"))
+        by_kind.setdefault(kind, set()).add(trial.config["length"])
+    common = set.intersection(*by_kind.values()) if by_kind else set()
+    rows = []
+    for trial in probed:
+        if not common or trial.config["length"] != max(common):
+            continue
+        for when, row in (("first epoch", trial.rows[0]), ("last epoch", trial.rows[-1])):
+            for back, norm in enumerate(row["gradient_h"]):
+                rows.append(
+                    {name: trial.config.get(name, "plain") for name in (*KINDS, "length", "seed")}
+                    | {"when": when, "back": back, "h": norm}
+                    | ({"c": row["gradient_c"][back]} if "gradient_c" in row else {})
+                )
+    return pd.DataFrame(rows)
+
+
+def draw_gradients(found: pd.DataFrame, out: Path) -> Path:
+    """Draws, by kind, the gradient's norm over the steps back: the seeds' geometric mean."""
+    kinds = list(found.groupby(KINDS))
+    columns = min(4, len(kinds))
+    rows = -(-len(kinds) // columns)
+    figure, panels = plt.subplots(
+        rows, columns, figsize=(2.6 * columns + 1, 2.4 * rows + 0.6), sharex=True, sharey=True,
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    told = []
+    for axes, (kind, part) in zip(panels.flat, kinds, strict=False):
+        for when, color in (("first epoch", COLORS[0]), ("last epoch", COLORS[1])):
+            for state, style in (("h", "-"), ("c", ":")):
+                if state not in part or part[state].isna().all():
+                    continue
+                norms = part[part["when"] == when].groupby("back")[state]
+                mean = norms.apply(lambda n: np.exp(np.log(n.clip(lower=1e-30)).mean()))
+                axes.plot(mean.index, mean, style, color=color, label=f"{state}, {when}")
+                told.append(
+                    f"{kind_name(*kind)}, {state}, {when}: {mean.iloc[0]:.1e} at the end, "
+                    f"{mean.iloc[-1]:.1e} at the start of the sequence."
+                )
+        axes.set_title(kind_name(*kind), size=9)
+    for axes in panels.flat[len(kinds) :]:
+        axes.set_visible(False)
+    panels[0, 0].set(yscale="log", ylim=(1e-12, None))
+    figure.supxlabel("steps back from the end")
+    figure.supylabel("gradient's norm")
+    figure.legend(*_longest_legend(panels), loc="outside lower center", ncols=4)
+    length = found["length"].iloc[0]
+    figure.suptitle(f"Gradient of the loss by the hidden state, {length} digits", size=10)
+    alt = "Norm of the gradient over the steps back. " + " ".join(told)
+    return save(figure, found, out, "gradients", alt)
+
+
+def _longest_legend(panels: np.ndarray) -> tuple[list, list]:
+    return max((axes.get_legend_handles_labels() for axes in panels.flat), key=lambda h: len(h[0]))
+
+
+def draw(done: list[Trial], out: Path) -> list[Path]:
+    """Draws all that the finished trials tell, and writes their table; returns the pictures."""
+    table = pd.DataFrame([described(trial) for trial in done])
+    table = table.sort_values([*KINDS, "length", "seed"])
+    table.to_csv(out / "trials.csv", index=False)
+    pictures = draw_accuracy(table, out)
+    pictures += [draw_reach(table, out), draw_sequences(table, out), draw_falls(table, out)]
+    gradients = gradients_table(done)
+    if len(gradients):
+        pictures.append(draw_gradients(gradients, out))
+    return pictures
+
+
+def findings(done: list[Trial]) -> list[str]:
+    """Returns a line for each kind: how far its seeds reach, how its trials ended, its falls."""
+    table = pd.DataFrame([described(trial) for trial in done])
+    reach = reach_of_seeds(table).groupby(KINDS)["reach"].agg(["min", "max"])
+    return [
+        f"{kind_name(*row[:3])}: effective length {reach.loc[row[:3], 'min']} to "
+        f"{reach.loc[row[:3], 'max']} by seed; {row.solved} solved, {row.fell} fell, "
+        f"{row.partly} partly, {row.plateau} at chance; {row.falls} falls in {row.epochs} epochs"
+        for row in falls_table(table).itertuples(index=False)
+    ]
+
+
+def main() -> int:
+    parser = Parser(__doc__)
+    parser.add_argument("results", nargs="+", metavar="RESULTS", help="a sweep: folder or URI")
+    parser.add_argument("--out", type=Path, default=Path("horizon"), help="folder (horizon)")
+    arguments = parser.parse_args()
+    try:
+        trials = read_sweeps(arguments.results, [*SETTING, "variant"])
+        done = [trial for trial in trials if is_finished(trial)]
+        if not done:
+            raise NoResults(f"{' '.join(arguments.results)}: no trial is finished yet")
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except (NoResults, OSError) as error:
+        print(f"analysis/horizon.py: {error}", file=sys.stderr)
+        return 2
+    pictures = draw(done, arguments.out)
+    print("\n".join(findings(done)))
+    if len(done) < len(trials):
+        print(
+            f"left out: {len(trials) - len(done)} of {len(trials)} trials, which are not finished"
+        )
+    print("\n".join(map(str, pictures)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
