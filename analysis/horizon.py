@@ -138,34 +138,44 @@ def draw_reach(table: pd.DataFrame, out: Path) -> Path:
 
 
 def draw_sequences(table: pd.DataFrame, out: Path) -> Path:
-    """Draws how many sequences each trial saw until 99 %, over the length."""
-    figure, axes = plt.subplots(figsize=(7, 4.5))
-    kinds = [(kind, part) for kind, part in table.groupby(KINDS) if part["to_99"].notna().any()]
+    """Draws how many sequences each trial saw until 99 %, over the length, by cell."""
+    cells = list(table.groupby("cell"))
+    figure, panels = plt.subplots(
+        1,
+        len(cells),
+        figsize=(1 + 4.4 * len(cells), 4.4),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
     told = []
-    for number, (kind, part) in enumerate(kinds):
-        color = COLORS[number % len(COLORS)]
-        marker = LOOKS[kind[0]]["marker"]
-        learned = part[part["to_99"].notna()]
-        median = learned.groupby("length")["to_99"].median()
-        axes.plot(learned["length"], learned["to_99"], ls="", marker=marker, ms=4, color=color)
-        axes.plot(median.index, median, color=color, lw=1.2, label=kind_name(*kind))
-        never = part[part["to_99"].isna()]
-        axes.plot(never["length"], never["sequences"], ls="", marker=6, color=color, mfc="white")
-        told.append(
-            f"{kind_name(*kind)}: "
-            + ", ".join(f"{value:,.0f} at {length}" for length, value in median.items())
-            + (f"; {len(never)} of {len(part)} trials never." if len(never) else ".")
-        )
-    for lag, sequences in PUBLISHED.items():
-        if lag <= 2 * table["length"].max():
-            axes.plot(lag, sequences, ls="", marker="*", ms=12, color="black")
-            note = f" {sequences:,} (Hochreiter & Schmidhuber 1997)"
-            axes.annotate(note, (lag, sequences), ha="right", va="top", size=8)
-    axes.set_yscale("log")
-    axes.set(title="Sequences seen until 99 %", ylabel="sequences (▲: not by then)")
-    axes.set_xlabel("sequence length (digits read)")
-    if kinds:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+    for axes, (cell, of_cell) in zip(panels.flat, cells, strict=True):
+        marker = LOOKS[cell]["marker"]
+        for number, (kind, part) in enumerate(of_cell.groupby(KINDS)):
+            look = {"color": COLORS[number % len(COLORS)], "mfc": "white" if number > 3 else None}
+            learned, never = part[part["to_99"].notna()], part[part["to_99"].isna()]
+            median = learned.groupby("length")["to_99"].median()
+            axes.plot(learned["length"], learned["to_99"], ls="", marker=marker, ms=4, **look)
+            axes.plot(never["length"], never["sequences"], ls="", marker="^", ms=6, **look)
+            name = kind_name(*kind).removeprefix(f"{NAMES[cell]}, ")
+            axes.plot(median.index, median, lw=1.2, label=name, color=look["color"])
+            told.append(
+                f"{kind_name(*kind)}: "
+                + ", ".join(f"{value:,.0f} at {length}" for length, value in median.items())
+                + (f"; {len(never)} of {len(part)} trials never." if len(never) else ".")
+            )
+        axes.set(title=NAMES[cell], yscale="log")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+        for lag, sequences in PUBLISHED.items():
+            if cell == "lstm" and lag <= 2 * table["length"].max():
+                axes.plot(lag, sequences, ls="", marker="*", ms=11, color="black")
+                axes.annotate(
+                    f"{sequences:,}: Hochreiter\n& Schmidhuber 1997",
+                    (lag, sequences), (0, 8), textcoords="offset points", ha="center", size=8,
+                )  # fmt: skip
+    figure.supxlabel("sequence length (digits read)")
+    panels[0, 0].set_ylabel("sequences seen until 99 % (▲: not by then)")
     alt = "Median sequences until 99 % of those that reached it. " + " ".join(told)
     columns = [*KINDS, "length", "seed", "to_99", "sequences"]
     return save(figure, table[columns], out, "sequences_to_99", alt)
@@ -263,7 +273,7 @@ def draw_gradients(found: pd.DataFrame, out: Path) -> Path:
     panels[0, 0].set(yscale="log", ylim=(1e-12, None))
     figure.supxlabel("steps back from the end")
     figure.supylabel("gradient's norm")
-    figure.legend(*_longest_legend(panels), loc="outside lower center", ncols=4)
+    figure.legend(*_longest_legend(panels), loc="outside right upper")
     length = found["length"].iloc[0]
     figure.suptitle(f"Gradient of the loss by the hidden state, {length} digits", size=10)
     alt = "Norm of the gradient over the steps back. " + " ".join(told)
