@@ -56,7 +56,12 @@ def words_of(line: str) -> list[str]:
 @pytest.fixture
 def home(tiny, gan_run, tmp_path, monkeypatch) -> Path:
     """A home whose ray_results has a sweep and a GAN's run, and which is the working folder."""
-    for name, run in {"figures": tiny, "more-seeds": tiny, "gan-report": gan_run}.items():
+    for name, run in {
+        "figures": tiny,
+        "more-seeds": tiny,
+        "horizon": tiny,
+        "gan-report": gan_run,
+    }.items():
         shutil.copytree(run, tmp_path / "ray_results" / name)
     (tmp_path / "fashion-mnist").symlink_to(gan_run.parent / "set")
     for folder in ("jobs", "analysis", "docs", "tests"):

@@ -134,6 +134,15 @@ def test_the_time_left_is_the_work_left_at_the_pace_seen():
     assert callback._seconds_left(running=1) == (3 * 20 + 4 * 10) * 0.5 + 10 * 0.1
 
 
+def test_a_trial_that_ends_before_its_last_epoch_leaves_no_work():
+    callback = progress(finished=["short", "other"])
+    report(callback, "long", epoch=1, seconds=10)
+    assert callback._seconds_left(running=1) == 30
+    callback.on_trial_complete(0, [], Named(name="long"))
+    assert callback._seconds_left(running=1) == 0
+    assert callback._status(running=0).startswith("3/3 done")
+
+
 def test_the_line_counts_done_running_and_failed(capsys, tmp_path):
     callback = progress(finished=["short"])
     report(callback, "long", epoch=4, seconds=1)
