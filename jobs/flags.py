@@ -11,6 +11,7 @@ given(parser.parse_args(), Settings)   # {"lengths": (3, 4)}: only what was type
 
 import argparse
 import dataclasses
+import os
 import shlex
 import sys
 import types
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-INTERRUPTED = 130  # the exit code that shells know for Ctrl-C
+from jobs import interrupt
 
 
 class Trouble(Exception):
@@ -164,11 +165,12 @@ def again(name: str) -> str:
 
 def one_line(main: Callable[[], int]) -> typing.NoReturn:
     """Runs `main` as a script does: exits with its code, or with 2 and one line of trouble."""
-    try:
-        sys.exit(main())
-    except Trouble as trouble:
-        print(f"{Path(sys.argv[0]).name}: {trouble}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted: what was done is kept", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    with interrupt.answered():
+        try:
+            sys.exit(main())
+        except Trouble as trouble:
+            print(f"{Path(sys.argv[0]).name}: {trouble}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:  # a Ray that has half begun may crash when it is told to end
+            interrupt.asked.wait(1)  # until that is said
+            os._exit(interrupt.CODE)

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from jobs import flags
+from jobs import flags, interrupt
 from jobs.storage import Folder
 
 LOGS = f"{os.environ.get('RAY_TMPDIR', '/tmp')}/ray/session_latest/logs"  # of a Ray started here
@@ -64,6 +64,6 @@ def tell_end(
     print(f"{done} of {plural(wanted, thing)} done: {folder.uri}")
     if done < wanted:
         print(f"to continue: {flags.again(folder.name)}")
-        return 1 if failures else flags.INTERRUPTED
+        return 1 if failures else interrupt.CODE
     print(f"next: python {script} {shlex.quote(folder.uri)}")
     return 0

@@ -16,7 +16,7 @@ from sets import part_of_mnist, write
 
 from analysis.results import read_trials
 from jobs import gan as job
-from jobs import storage, training
+from jobs import interrupt, storage, training
 from models import checkpoint, digits, gan
 
 EPOCHS, BATCH, BETAS = 5, 128, (0.9, 0.999)  # 50 steps: see BETAS in test_gan.py
@@ -184,6 +184,7 @@ def test_a_ctrl_c_ends_soon_and_says_how_to_go_on(tmp_path, images):
         os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to the driver and its children
         output, _ = driver.communicate(timeout=60)
     assert driver.returncode == 130, output
+    assert interrupt.ANSWER in output
     assert "to continue: python" in output
     assert "--fresh" not in output
     assert "Traceback" not in output

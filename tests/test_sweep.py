@@ -15,7 +15,7 @@ import torch
 from scripts import run, started, wait_for
 
 from analysis.results import read_trials
-from jobs import gan, storage, sweep
+from jobs import gan, interrupt, storage, sweep
 from jobs.cluster import WORKER_ENVIRONMENT
 from jobs.flags import again
 from models import checkpoint
@@ -235,6 +235,7 @@ def test_ctrl_c_ends_soon_and_says_how_to_go_on(tmp_path):
         os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to the driver and its children
         output, _ = driver.communicate(timeout=60)
     assert driver.returncode == 130, output
+    assert interrupt.ANSWER in output
     assert "to continue: python" in output
     assert "Traceback" not in output
 

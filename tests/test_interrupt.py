@@ -1,0 +1,49 @@
+"""What Ctrl-C does to a job, in processes that start no Ray; the jobs' own tests have one each."""
+
+import signal
+import subprocess
+import sys
+
+from scripts import TOP
+
+from jobs import interrupt
+
+WORK = """
+import atexit, time
+from jobs.flags import one_line
+
+def work():
+    print("at work", flush=True)
+    time.sleep(60)
+
+def main():
+    {main}
+
+one_line(main)
+"""
+
+
+def interrupted(main: str, times: int) -> tuple[int, str, str]:
+    """Sends SIGINT as often as `main` says that it is at work; returns code, stdout and stderr."""
+    command = [sys.executable, "-c", WORK.format(main=main)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=TOP, stdout=pipe, stderr=pipe, text=True) as process:
+        for _ in range(times):
+            assert process.stdout.readline() == "at work\n"
+            process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def test_ctrl_c_is_answered_in_one_line():
+    assert interrupted("work()", 1) == (130, "", interrupt.ANSWER + "\n")
+
+
+def test_a_second_ctrl_c_ends_the_process_at_once():
+    stubborn = "try: work()\n    except KeyboardInterrupt: work()"
+    assert interrupted(stubborn, 2) == (130, "", interrupt.ANSWER + "\n")
+
+
+def test_so_does_one_while_the_process_does_what_it_does_at_its_exit():
+    at_exit = "atexit.register(work)\n    try: work()\n    except KeyboardInterrupt: return 130"
+    assert interrupted(at_exit, 2) == (130, "", interrupt.ANSWER + "\n")
