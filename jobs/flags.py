@@ -12,6 +12,7 @@ given(parser.parse_args(), Settings)   # {"lengths": (3, 4)}: only what was type
 import argparse
 import dataclasses
 import os
+import re
 import shlex
 import sys
 import types
@@ -108,6 +109,8 @@ class Parser(argparse.ArgumentParser):
             argument_default=argparse.SUPPRESS,
             allow_abbrev=False,
         )
+        # What argparse takes for a value and not for a flag: lists of numbers, too (-1,3).
+        self._negative_number_matcher = re.compile(r"-[\d.]")
 
     def add_settings(self, title: str, settings: type) -> None:
         group = self.add_argument_group(title)

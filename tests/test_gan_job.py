@@ -253,6 +253,7 @@ def test_no_name_is_the_presets(monkeypatch):
         ("--cpus-per-worker 0", "1 or more"),
         ("--betas 0.9", "not two numbers"),
         ("--betas 0.9,1", "from 0 to less than 1"),
+        ("--betas -0.5,0.9", "--betas -0.5,0.9: each is from 0"),
         ("--epochs 0", "more than 0"),
         ("--lr nan", "more than 0"),
         ("--latent-dim 0", "more than 0"),

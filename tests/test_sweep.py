@@ -245,6 +245,7 @@ def test_ctrl_c_ends_soon_and_says_how_to_go_on(tmp_path):
     [
         ("--lengths 9-3", "the range 9-3 is empty"),
         ("--lengths ,", "not a list of numbers"),
+        ("--lengths -3,5", "'-3,5' is not a list of numbers"),
         ("--lengths 1", "2 digits or more"),
         ("--lengths 0-5", "2 digits or more"),
         ("--start chrono", "the rnn has no start 'chrono'"),
