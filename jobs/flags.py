@@ -167,13 +167,16 @@ def again(name: str) -> str:
 
 
 def one_line(main: Callable[[], int]) -> typing.NoReturn:
-    """Runs `main` as a script does: exits with its code, or with 2 and one line of trouble."""
+    """Runs `main` as a script does: exits with its code, or with 2 and one line of trouble.
+
+    A storage or a disk that fails meanwhile is one line as well, and the exit code 1.
+    """
     with interrupt.answered():
         try:
             sys.exit(main())
-        except Trouble as trouble:
+        except (Trouble, OSError) as trouble:
             print(f"{Path(sys.argv[0]).name}: {trouble}", file=sys.stderr)
-            sys.exit(2)
+            sys.exit(2 if isinstance(trouble, Trouble) else 1)
         except KeyboardInterrupt:  # a Ray that has half begun may crash when it is told to end
             interrupt.asked.wait(1)  # until that is said
             os._exit(interrupt.CODE)

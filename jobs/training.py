@@ -126,8 +126,6 @@ def run_training(trainer: TorchTrainer, progress: Progress) -> list[str]:
     Ray's when the process ends.
     """
     ended, folder = threading.Event(), progress.folder
-    if ERROR in folder.names():
-        folder.delete(ERROR)
 
     def show() -> None:
         with suppress(BrokenPipeError):  # nobody reads on: no reason to stop training
@@ -137,15 +135,18 @@ def run_training(trainer: TorchTrainer, progress: Progress) -> list[str]:
     showing = threading.Thread(target=show, daemon=True)
     showing.start()
     try:
+        if ERROR in folder.names():
+            folder.delete(ERROR)
         trainer.fit()
+        return [folder.read(ERROR).decode()] if ERROR in folder.names() else []
     except (KeyboardInterrupt, SystemExit):  # the handler of Ray's own turns the one into the other
         return []
-    except Exception as error:  # a worker's own, or whatever stopped Ray Train itself
+    except Exception as error:  # a worker's own, or what stopped Ray Train or took the storage
         cause = getattr(error, "controller_failure", error)
         causes = getattr(error, "worker_failures", None) or {0: cause}
-        return [f"{type(e).__name__}: {e}".splitlines()[0] for e in causes.values()]
+        told = [f"{type(e).__name__}: {e}".splitlines()[0] for e in causes.values()]
+        return list(dict.fromkeys(told))  # what befell all workers, once
     finally:
         ended.set()
         showing.join()
         progress.line.clear()
-    return [folder.read(ERROR).decode()] if ERROR in folder.names() else []

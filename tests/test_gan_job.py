@@ -212,8 +212,21 @@ def test_whatever_goes_wrong_is_told(tmp_path, error, said):
     """Also an error without a word, and while the rows cannot be read."""
     (tmp_path / "result.json").write_text('{"cut')
     progress = training.Progress(storage.open_folder(str(tmp_path)), epochs=3)
+    assert training.run_training(FailingTrainer(error), progress)[0] == said
+
+
+def test_what_befell_all_workers_is_told_once(tmp_path):
+    progress = training.Progress(storage.open_folder(str(tmp_path)), epochs=3)
+    error = train.WorkerGroupError("all", {0: OSError("lost"), 1: OSError("lost"), 2: OSError()})
     failures = training.run_training(FailingTrainer(error), progress)
-    assert failures[0] == said
+    assert failures == ["OSError: lost", "OSError: "]
+
+
+def test_a_storage_that_cannot_be_read_any_more_is_told(tmp_path):
+    (tmp_path / "run").touch()  # where the folder was
+    progress = training.Progress(storage.open_folder(str(tmp_path / "run")), epochs=3)
+    (failure,) = training.run_training(FailingTrainer(AssertionError()), progress)
+    assert failure.startswith("NotADirectoryError: ")
 
 
 def test_ray_trains_list_is_removed_if_it_is_damaged_or_names_what_is_gone(tmp_path):

@@ -1,12 +1,16 @@
-"""What Ctrl-C does to a job, in processes that start no Ray; the jobs' own tests have one each."""
+"""How a job ends, by Ctrl-C or otherwise, without Ray; the jobs' own tests have Ctrl-C as well."""
 
+import errno
+import os
 import signal
 import subprocess
 import sys
 
+import pytest
 from scripts import TOP
 
 from jobs import interrupt
+from jobs.flags import one_line
 
 WORK = """
 import atexit, time
@@ -33,6 +37,17 @@ def interrupted(main: str, times: int) -> tuple[int, str, str]:
             process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     return process.returncode, out, err
+
+
+def test_a_disk_that_fails_is_told_in_one_line(capsys, monkeypatch):
+    def main() -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/disk/file")
+
+    monkeypatch.setattr(sys, "argv", ["job.py"])
+    with pytest.raises(SystemExit) as ended:
+        one_line(main)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "job.py: [Errno 5] Input/output error: '/disk/file'\n"
 
 
 def test_ctrl_c_is_answered_in_one_line():
