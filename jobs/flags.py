@@ -160,10 +160,26 @@ def given(namespace: argparse.Namespace, settings: type) -> dict[str, Any]:
 
 def again(name: str) -> str:
     """Returns the command that continues the run `name`: the same one, but for --fresh."""
-    arguments = [argument for argument in sys.argv if argument != "--fresh"]
-    if len(arguments) < len(sys.argv):
+    script, *typed = sys.argv
+    arguments = [argument for argument in typed if argument != "--fresh"]
+    if len(arguments) < len(typed):
         arguments += ["--name", name]
-    return shlex.join(["python", *arguments])
+    return command(f"jobs/{Path(script).name}" if _submitted() else script, arguments)
+
+
+def command(script: str, arguments: list[str]) -> str:
+    """Returns what one types to run a script, there where this one was started from."""
+    if not _submitted():
+        return shlex.join(["python", script, *arguments])
+    # It hands them to the head's shell as they are: what needs quotes needs some for it as well.
+    quoted = {argument: shlex.quote(argument) for argument in arguments}
+    words = [word if word == quoted[word] else f'"{quoted[word]}"' for word in arguments]
+    return " ".join(["ray submit cluster.yaml", script, "--", *words])
+
+
+def _submitted() -> bool:
+    """Says whether `ray submit` runs this script: it copies it to the home of its user there."""
+    return Path(sys.argv[0]).parent == Path.home()
 
 
 def one_line(main: Callable[[], int]) -> typing.NoReturn:

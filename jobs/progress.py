@@ -1,7 +1,6 @@
 """What a job says: a line on how far it is, lengths of time in words, and how it ended."""
 
 import os
-import shlex
 import shutil
 import sys
 import time
@@ -65,5 +64,5 @@ def tell_end(
     if done < wanted:
         print(f"to continue: {flags.again(folder.name)}")
         return 1 if failures else interrupt.CODE
-    print(f"next: python {script} {shlex.quote(folder.uri)}")
+    print(f"next: {flags.command(script, [folder.uri])}")
     return 0

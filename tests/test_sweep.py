@@ -17,7 +17,7 @@ from scripts import run, started, wait_for
 from analysis.results import read_trials
 from jobs import gan, interrupt, storage, sweep
 from jobs.cluster import WORKER_ENVIRONMENT
-from jobs.flags import again
+from jobs.flags import again, command
 from models import checkpoint
 
 EPOCHS = 6
@@ -390,6 +390,18 @@ def test_fresh_means_a_new_folder_and_deletes_nothing(tmp_path):
 def test_the_command_to_go_on_names_the_fresh_folder(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["jobs/sweep.py", "--fresh", "--storage", "a b"])
     assert again("new") == "python jobs/sweep.py --storage 'a b' --name new"
+
+
+def test_on_a_cluster_the_commands_to_type_are_those_of_its_users_terminal(monkeypatch):
+    """`ray submit` copies the script to the head's home, and runs it by the head's shell."""
+    place = "s3://bucket/x?endpoint_override=host:1&scheme=http"
+    script = str(Path.home() / "sweep.py")
+    monkeypatch.setattr(sys, "argv", [script, "--lengths", "3-5,9", "--storage", place])
+    begin = "ray submit cluster.yaml jobs/sweep.py -- --lengths 3-5,9"
+    assert again("new") == f"{begin} --storage \"'{place}'\""
+    assert command("analysis/sweep.py", [place]) == (
+        f"ray submit cluster.yaml analysis/sweep.py -- \"'{place}'\""
+    )
 
 
 def test_the_default_preset_is_the_reports_three_figures(monkeypatch):
