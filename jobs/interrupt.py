@@ -4,11 +4,13 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 ANSWER = "stopping; what was done is kept (Ctrl-C again ends at once)"
 CODE = 130  # the exit code that shells know for Ctrl-C
+ONE_PRESS = 0.3  # seconds: some programs hand on to their child what the terminal sends to both
 asked = threading.Event()  # to stop
 
 
@@ -42,13 +44,17 @@ def answered() -> Iterator[None]:
 
 
 def _listen(reading: int, all_heard: threading.Event) -> None:
+    first = 0.0
     while number := os.read(reading, 1):
         if number == b"\0":
             all_heard.set()
         if number[0] != signal.SIGINT:
             continue
         if asked.is_set():
-            os._exit(CODE)
+            if time.monotonic() > first + ONE_PRESS:
+                os._exit(CODE)
+            continue
+        first = time.monotonic()
         start = "\r\033[K" if sys.stderr.isatty() else ""  # of a line that says how far a job is
         with suppress(OSError):  # nobody reads it
             print(f"{start}{ANSWER}", file=sys.stderr, flush=True)
