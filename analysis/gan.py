@@ -19,7 +19,7 @@ from matplotlib.animation import PillowWriter
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from analysis.arguments import Parser
+from analysis.arguments import Parser, check_writable
 from analysis.figures import COLORS, save
 from analysis.images import GREY, seen_table, tiled
 from analysis.interpolation import draw_interpolation, pairs_of
@@ -273,6 +273,7 @@ def main() -> int:
         run, generators = read_run(arguments.results)
         data = None if one_pair else digits.load(run.config["data"])
         arguments.out.mkdir(parents=True, exist_ok=True)
+        check_writable(arguments.out)
     except (NoResults, digits.DataError, OSError) as error:
         print(f"analysis/gan.py: {error}", file=sys.stderr)
         return 2
