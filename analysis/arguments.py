@@ -1,6 +1,8 @@
 """The command lines of the analysis scripts."""
 
 import argparse
+import os
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -16,3 +18,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
+
+
+def check_writable(out: Path) -> None:
+    """Raises OSError, before long work, for a file or a folder that cannot be written."""
+    if not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise OSError(f"--out {out}: it cannot be written there")

@@ -1,7 +1,7 @@
 """Draws what a GAN's training made: the report's Figures 4-7, losses, quality.
 
   python analysis/gan.py ~/ray_results/gan-report --out figures
-  python analysis/gan.py ~/ray_results/gan-report --from 3 --to 8
+  python analysis/gan.py ~/ray_results/gan-report --from 3 --to 8   only this
   python analysis/gan.py s3://BUCKET/gan/gan-report --out figures
 
 Each figure is a PNG with the numbers behind it beside it as a CSV; training.gif
@@ -19,7 +19,7 @@ from matplotlib.animation import PillowWriter
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from analysis.arguments import Parser
+from analysis.arguments import Parser, check_writable
 from analysis.figures import COLORS, save
 from analysis.images import GREY, seen_table, tiled
 from analysis.interpolation import draw_interpolation, pairs_of
@@ -260,34 +260,38 @@ def parser() -> Parser:
     for end in ("from", "to"):
         parser.add_argument(
             f"--{end}", type=int, choices=range(10), dest=end, metavar="DIGIT",
-            help=f"interpolate {end} this digit (several pairs)",
+            help=f"draw nothing but an interpolation {end} this digit (all figures)",
         )  # fmt: skip
     return parser
 
 
 def main() -> int:
     arguments = parser().parse_args()
+    one_pair = arguments.to is not None
     try:
         pairs = pairs_of(vars(arguments)["from"], arguments.to)
         run, generators = read_run(arguments.results)
-        data = digits.load(run.config["data"])
+        data = None if one_pair else digits.load(run.config["data"])
         arguments.out.mkdir(parents=True, exist_ok=True)
+        check_writable(arguments.out)
     except (NoResults, digits.DataError, OSError) as error:
         print(f"analysis/gan.py: {error}", file=sys.stderr)
         return 2
-    out, eye = arguments.out, classifier.load()
-    pictures = draw_grids(run, generators, eye, out)
-    measured, said = draw_measures(run, generators, data, eye, out)
-    pictures += [*measured, draw_training(run, generators, out)]
-    print(said)
+    out, eye, made = arguments.out, classifier.load(), []
+    if data:
+        made += draw_grids(run, generators, eye, out)
+        pictures, said = draw_measures(run, generators, data, eye, out)
+        made += [*pictures, draw_training(run, generators, out), out / "quality.csv"]
+        print(said)
+    last, seed = generators[max(generators)], run.config["seed"]
+    name = "figure7_{}_to_{}".format(*pairs[0]) if one_pair else "figure7"
+    missed = False
     try:
-        last = generators[max(generators)]
-        pictures.append(draw_interpolation(last, run.config["seed"], eye, pairs, out))
-        missed = False
+        made.append(draw_interpolation(last, seed, eye, pairs, out, name))
     except NoResults as error:  # the other figures are drawn all the same
         print(f"analysis/gan.py: {error}", file=sys.stderr)
-        missed = arguments.to is not None
-    print("\n".join(map(str, [*pictures, out / "quality.csv"])))
+        missed = one_pair
+    print("".join(f"{path}\n" for path in made), end="")
     return 2 if missed else 0
 
 

@@ -75,6 +75,7 @@ def draw_interpolation(
     eye: classifier.Classifier,
     pairs: list[tuple[int, int]],
     out: Path,
+    name: str = "figure7",
 ) -> Path:
     """Draws Figure 7: for each pair of digits a path from one to the other, straight and on an arc.
 
@@ -104,8 +105,8 @@ def draw_interpolation(
             show(axes, image)
             axes.text(0.5, -0.04, f"{digit}  {sure:.0%}", ha="center", va="top", size=8,
                       transform=axes.transAxes)  # fmt: skip
-        name = f"{start} to {end}\n{path}\nlargest step\n{uneven:.1f} x mean"
-        line[0].text(-0.12, 0.5, name, ha="right", va="center", size=8,
+        label = f"{start} to {end}\n{path}\nlargest step\n{uneven:.1f} x mean"
+        line[0].text(-0.12, 0.5, label, ha="right", va="center", size=8,
                      transform=line[0].transAxes)  # fmt: skip
         labels = {"from": start, "to": end, "path": path, "t": t, "largest/mean step": uneven}
         tables.append(pd.DataFrame(labels).join(seen[["digit", "confidence"]]))
@@ -116,4 +117,4 @@ def draw_interpolation(
         f"{start} to {end}, {path}: " + " ".join(map(str, row["digit"]))
         for (start, end, path), row in table.groupby(["from", "to", "path"], sort=False)
     )
-    return save(figure, table, out, "figure7", f"The digits seen on the way from {alt}")
+    return save(figure, table, out, name, f"The digits seen on the way from {alt}")

@@ -24,7 +24,7 @@ import pandas as pd
 from PIL import Image
 
 from analysis import gan, sweep
-from analysis.arguments import Parser
+from analysis.arguments import Parser, check_writable
 from analysis.images import seen_table, tiled
 from analysis.interpolation import PAIRS, draw_interpolation
 from analysis.results import NoResults, Trial, read_trials, trials_table
@@ -298,6 +298,7 @@ def main() -> int:
     try:
         if arguments.tested < sweep.DIGITS:
             raise NoResults(f"--tested {arguments.tested}: {sweep.DIGITS} or more")
+        check_writable(arguments.out)
         text = page(arguments.results, arguments.tested)
         arguments.out.write_text(text)
     except (NoResults, OSError) as error:

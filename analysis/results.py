@@ -117,6 +117,9 @@ def read_trials(results: str) -> list[Trial]:
     if {"params.json", "settings.json"} <= folder.files.keys():  # a trial's folder has no settings
         return [_run(folder)]
     states = {state["relative_logdir"]: state for state in _states(folder)}
+    runs = _runs_within(folder)
+    if runs and not states:
+        raise NoResults(f"{results}: a folder of {len(runs)} runs, give one or some: {_some(runs)}")
     named = {
         path.split("/")[0] for path in folder.files if re.fullmatch(r"[^/]+/params.json", path)
     }
@@ -127,6 +130,17 @@ def read_trials(results: str) -> list[Trial]:
         raise NoResults(f"{results}: neither trials of Ray Tune nor a run of jobs/gan.py")
     with ThreadPoolExecutor(16) as threads:
         return list(threads.map(lambda name: _trial(folder, name, states.get(name, {})), names))
+
+
+def _runs_within(folder: Folder) -> list[str]:
+    """Returns the names of the runs that lie in a folder, if it is one such as ~/ray_results."""
+    own = r"([^/]+)/(settings\.json|experiment_state-.*\.json)"
+    return sorted({found[1] for path in folder.files if (found := re.fullmatch(own, path))})
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def epochs_table(trials: list[Trial]) -> pd.DataFrame:

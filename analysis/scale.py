@@ -51,9 +51,13 @@ def plan(table: pd.DataFrame, trials: int, slots: int, minutes: float) -> pd.Dat
 def main() -> int:
     parser = Parser(__doc__)
     parser.add_argument("table", metavar="TABLE", help="what tests/bench_scale.py wrote")
-    parser.add_argument("--trials", type=int, default=10_000, help="how many (10000)")
-    parser.add_argument("--slots", type=int, default=256, help="trials at a time (256: 64 GPUs)")
-    parser.add_argument("--minutes", type=float, default=4, help="that a trial trains (4)")
+    parser.add_argument("--trials", type=int, default=10_000, metavar="N", help="how many (10000)")
+    parser.add_argument(
+        "--slots", type=int, default=256, metavar="N", help="trials at a time (256: 64 GPUs)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=4, metavar="X", help="that a trial trains (4)"
+    )
     asked = parser.parse_args()
     try:
         found = plan(pd.read_csv(asked.table), asked.trials, asked.slots, asked.minutes)

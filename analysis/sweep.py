@@ -18,7 +18,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.arguments import Parser
+from analysis.arguments import Parser, check_writable
 from analysis.figures import LOOKS, NAMES, STARTS, heat_map, save
 from analysis.results import NoResults, Trial, epochs_table, read_trials, trials_table
 from models.palindromes import Sequences, palindromes
@@ -301,6 +301,7 @@ def main() -> int:
                 f"{' '.join(arguments.results)}: no trial has reached its last epoch yet"
             )
         arguments.out.mkdir(parents=True, exist_ok=True)
+        check_writable(arguments.out)
     except (NoResults, OSError) as error:
         print(f"analysis/sweep.py: {error}", file=sys.stderr)
         return 2

@@ -62,6 +62,10 @@ def connect(address: str | None) -> None:
     except (OSError, RuntimeError, ValueError) as error:
         where = f"--address {address}" if address else "the cluster here"
         reason = (str(error) or type(error).__name__).splitlines()[0]
+        if "AF_UNIX path length" in reason:
+            raise Trouble(
+                f"RAY_TMPDIR: too long for the names of Ray's sockets: {reason}"
+            ) from None
         raise Trouble(
             f"{where}: {reason} "
             "(does it run, and does it ask for a token? then set RAY_AUTH_MODE=token)"

@@ -11,6 +11,8 @@ given(parser.parse_args(), Settings)   # {"lengths": (3, 4)}: only what was type
 
 import argparse
 import dataclasses
+import os
+import re
 import shlex
 import sys
 import types
@@ -19,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-INTERRUPTED = 130  # the exit code that shells know for Ctrl-C
+from jobs import interrupt
 
 
 class Trouble(Exception):
@@ -107,6 +109,8 @@ class Parser(argparse.ArgumentParser):
             argument_default=argparse.SUPPRESS,
             allow_abbrev=False,
         )
+        # What argparse takes for a value and not for a flag: lists of numbers, too (-1,3).
+        self._negative_number_matcher = re.compile(r"-[\d.]")
 
     def add_settings(self, title: str, settings: type) -> None:
         group = self.add_argument_group(title)
@@ -156,19 +160,39 @@ def given(namespace: argparse.Namespace, settings: type) -> dict[str, Any]:
 
 def again(name: str) -> str:
     """Returns the command that continues the run `name`: the same one, but for --fresh."""
-    arguments = [argument for argument in sys.argv if argument != "--fresh"]
-    if len(arguments) < len(sys.argv):
+    script, *typed = sys.argv
+    arguments = [argument for argument in typed if argument != "--fresh"]
+    if len(arguments) < len(typed):
         arguments += ["--name", name]
-    return shlex.join(["python", *arguments])
+    return command(f"jobs/{Path(script).name}" if _submitted() else script, arguments)
+
+
+def command(script: str, arguments: list[str]) -> str:
+    """Returns what one types to run a script, there where this one was started from."""
+    if not _submitted():
+        return shlex.join(["python", script, *arguments])
+    # It hands them to the head's shell as they are: what needs quotes needs some for it as well.
+    quoted = {argument: shlex.quote(argument) for argument in arguments}
+    words = [word if word == quoted[word] else f'"{quoted[word]}"' for word in arguments]
+    return " ".join(["ray submit cluster.yaml", script, "--", *words])
+
+
+def _submitted() -> bool:
+    """Says whether `ray submit` runs this script: it copies it to the home of its user there."""
+    return Path(sys.argv[0]).parent == Path.home()
 
 
 def one_line(main: Callable[[], int]) -> typing.NoReturn:
-    """Runs `main` as a script does: exits with its code, or with 2 and one line of trouble."""
-    try:
-        sys.exit(main())
-    except Trouble as trouble:
-        print(f"{Path(sys.argv[0]).name}: {trouble}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted: what was done is kept", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    """Runs `main` as a script does: exits with its code, or with 2 and one line of trouble.
+
+    A storage or a disk that fails meanwhile is one line as well, and the exit code 1.
+    """
+    with interrupt.answered():
+        try:
+            sys.exit(main())
+        except (Trouble, OSError) as trouble:
+            print(f"{Path(sys.argv[0]).name}: {trouble}", file=sys.stderr)
+            sys.exit(2 if isinstance(trouble, Trouble) else 1)
+        except KeyboardInterrupt:  # a Ray that has half begun may crash when it is told to end
+            interrupt.asked.wait(1)  # until that is said
+            os._exit(interrupt.CODE)

@@ -20,14 +20,14 @@ from typing import Any
 
 import torch
 from ray import train
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.torch import get_device
 
 from jobs import cluster, flags, machine, storage
 from jobs.backend import Backend
 from jobs.flags import Trouble, setting
 from jobs.judge import Judge
 from jobs.progress import plural, tell_end
-from jobs.training import ERROR, Progress, agreed_checkpoint, mend_snapshot, run_training
+from jobs.training import ERROR, Progress, Trainer, agreed_checkpoint, mend_snapshot, run_training
 from models import checkpoint, digits, gan, parallel, quality
 
 LARGEST_LATENT_DIM = 10_000  # an epoch's latent vectors are in memory together
@@ -201,14 +201,14 @@ def trainer(
     training: Training,
     workers: tuple[int, int],
     resources: dict[str, float],
-) -> TorchTrainer:
+) -> Trainer:
     """Returns what trains with as many workers as there are, from the least to the most."""
     least, most = workers
     attempts = 3
     if least < most:  # after a node is lost, Ray first waits for as many workers as there were
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
         attempts = 24  # each wait counts as a failure of the controller
-    return TorchTrainer(
+    return Trainer(
         train_worker,
         train_loop_config={
             "training": training,

@@ -1,13 +1,12 @@
 """What a job says: a line on how far it is, lengths of time in words, and how it ended."""
 
 import os
-import shlex
 import shutil
 import sys
 import time
 from collections.abc import Callable
 
-from jobs import flags
+from jobs import flags, interrupt
 from jobs.storage import Folder
 
 LOGS = f"{os.environ.get('RAY_TMPDIR', '/tmp')}/ray/session_latest/logs"  # of a Ray started here
@@ -64,6 +63,6 @@ def tell_end(
     print(f"{done} of {plural(wanted, thing)} done: {folder.uri}")
     if done < wanted:
         print(f"to continue: {flags.again(folder.name)}")
-        return 1 if failures else flags.INTERRUPTED
-    print(f"next: python {script} {shlex.quote(folder.uri)}")
+        return 1 if failures else interrupt.CODE
+    print(f"next: {flags.command(script, [folder.uri])}")
     return 0

@@ -306,6 +306,8 @@ def run_trials(tuner: tune.Tuner) -> list[str]:
     """Runs the trials, and returns what failed for good, a line for each."""
     try:
         results = tuner.fit()
+    except KeyboardInterrupt:  # before any trial runs; later Tune has a handler of its own
+        return []
     except Exception as error:  # whatever stopped Tune itself: a full disk, a head that is gone
         return [f"the sweep stopped: {type(error).__name__}: {error}".splitlines()[0]]
     if not results.num_errors:  # errors of trials that went on are not failures

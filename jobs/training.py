@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
+import ray
 import torch
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer
@@ -102,6 +103,22 @@ class Progress:
             self.rows = [json.loads(line) for line in lines]
 
 
+class Trainer(TorchTrainer):
+    """Ray Train's own, but for Ctrl-C: it does not wait long for the workers to be stopped.
+
+    If they are just starting, Ray's own handler takes ten seconds and more to stop them. They end
+    with this process in any case.
+    """
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        def stop(*_: Any) -> None:
+            with suppress(ray.exceptions.RayError):  # the controller is gone then, or it takes long
+                ray.get(controller.abort.remote(), timeout=2)
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGINT, stop)
+
+
 def run_training(trainer: TorchTrainer, progress: Progress) -> list[str]:
     """Trains to the end or to Ctrl-C, saying how far it is; returns what went wrong for good.
 
@@ -109,8 +126,6 @@ def run_training(trainer: TorchTrainer, progress: Progress) -> list[str]:
     Ray's when the process ends.
     """
     ended, folder = threading.Event(), progress.folder
-    if ERROR in folder.names():
-        folder.delete(ERROR)
 
     def show() -> None:
         with suppress(BrokenPipeError):  # nobody reads on: no reason to stop training
@@ -120,16 +135,18 @@ def run_training(trainer: TorchTrainer, progress: Progress) -> list[str]:
     showing = threading.Thread(target=show, daemon=True)
     showing.start()
     try:
+        if ERROR in folder.names():
+            folder.delete(ERROR)
         trainer.fit()
-    except (KeyboardInterrupt, SystemExit):  # Ray Train turns the one into the other
+        return [folder.read(ERROR).decode()] if ERROR in folder.names() else []
+    except (KeyboardInterrupt, SystemExit):  # the handler of Ray's own turns the one into the other
         return []
-    except Exception as error:  # a worker's own, or whatever stopped Ray Train itself
+    except Exception as error:  # a worker's own, or what stopped Ray Train or took the storage
         cause = getattr(error, "controller_failure", error)
         causes = getattr(error, "worker_failures", None) or {0: cause}
-        return [f"{type(e).__name__}: {e}".splitlines()[0] for e in causes.values()]
+        told = [f"{type(e).__name__}: {e}".splitlines()[0] for e in causes.values()]
+        return list(dict.fromkeys(told))  # what befell all workers, once
     finally:
         ended.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # Ray Train leaves its own
         showing.join()
         progress.line.clear()
-    return [folder.read(ERROR).decode()] if ERROR in folder.names() else []

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import BasicVariantGenerator
 
+from jobs import interrupt
 from jobs.progress import LOGS, StatusLine, duration
 from jobs.storage import Folder
 
@@ -129,8 +131,16 @@ class Progress(tune.Callback):
         self.line.say(f"{trial}: {_last_error(trial)}; it goes on from its newest checkpoint")
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        running = sum(trial.status == Trial.RUNNING for trial in trials)
-        self.line.show(lambda: self._status(running))
+        running = [trial for trial in trials if trial.status == Trial.RUNNING]
+        if interrupt.asked.is_set():
+            # Tune saves its state and then waits, ten seconds or more: for processes that are just
+            # starting, in which case it has nothing to save, and for epochs that it throws away.
+            if not running:
+                raise KeyboardInterrupt
+            for trial in running:
+                ray.kill(trial.temporary_state.ray_actor)
+            return
+        self.line.show(lambda: self._status(len(running)))
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         self.line.clear()

@@ -1,10 +1,15 @@
-"""Measures the GAN's training against what it could be, side by side in one run: `make bench`.
+"""Measures the GAN's training beside what it could be, in one run: `make bench`.
 
-Prints three tables in Markdown: throughput against a script written the usual way, two workers of
-one thread against one of two, and what Ray Train, reports and checkpoints take of an epoch.
-Nothing else should run meanwhile: it takes about ten minutes on two cores.
+  python tests/bench_gan.py             three tables in Markdown
+  python tests/bench_gan.py workers     one of them
+
+Throughput is measured beside a script written the usual way, two workers of one
+thread beside one of two; overhead is what Ray Train, reports and checkpoints
+take of an epoch. Nothing else should run meanwhile: it takes about ten minutes
+on two cores.
 """
 
+import argparse
 import gzip
 import os
 import subprocess
@@ -164,20 +169,30 @@ def in_a_fresh_process(part: str) -> str:
     ).stdout
 
 
-PARTS: dict[str, Callable[[], None]] = {
+TABLES: dict[str, Callable[[], None]] = {
     "throughput": throughput,
     "workers": workers,
     "overhead": overhead,
+}
+SIDES: dict[str, Callable[[], None]] = {  # of the first table, each in a process of its own
     "usual": lambda: print(usual_images_per_second(64)),
     "ours": lambda: print(images_per_second(64)),
 }
 
 
 def main() -> None:
-    for name in sys.argv[1:] or ["throughput", "workers", "overhead"]:
-        if len(sys.argv) < 2:
-            print(f"\n{name}, {os.cpu_count()} cores\n", flush=True)
-        PARTS[name]()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    words = ", ".join(TABLES)
+    parser.add_argument("part", nargs="?", choices=[*TABLES, *SIDES], metavar="PART", help=words)
+    part = parser.parse_args().part
+    if part in SIDES:
+        SIDES[part]()
+        return
+    for name in [part] if part else TABLES:
+        print(f"\n{name}, {os.cpu_count()} cores\n", flush=True)
+        TABLES[name]()
 
 
 if __name__ == "__main__":

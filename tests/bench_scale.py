@@ -1,9 +1,10 @@
-"""What Ray Tune and the suite add to a trial, for sweeps of 10, 100 and 1,000 of them.
+"""Measures what Ray Tune and the suite add to a trial, in sweeps of up to 1,000.
 
-python tests/bench_scale.py docs/scale.csv      (seven minutes)
+  python tests/bench_scale.py docs/scale.csv      seven minutes
 
-The trials sleep instead of training, and report and save as those of the sweep do: five epochs, a
-checkpoint of an LSTM with each. So eight of them at a time leave this machine's cores alone.
+The trials sleep instead of training, and report and save as those of the sweep
+do: five epochs, a checkpoint of an LSTM with each. So eight of them at a time
+leave this machine's cores alone.
 """
 
 import argparse
@@ -80,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("table", type=Path, help="the CSV to write")
+    parser.add_argument("table", type=Path, metavar="TABLE", help="the CSV to write")
     table = parser.parse_args().table
     sweep.train = sleeping
     os.environ.update(cluster.QUIET)

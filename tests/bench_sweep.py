@@ -1,10 +1,15 @@
-"""Measures the sweep against what it could be, side by side in one run: `make bench`.
+"""Measures the sweep beside what it could be, in one run: `make bench`.
 
-Prints three tables in Markdown: throughput against a single process written the usual way, a
-training step against the machine's matrix product, and how much of the slots' time is training.
-Nothing else should run meanwhile: it takes about twelve minutes on two cores.
+  python tests/bench_sweep.py             three tables in Markdown
+  python tests/bench_sweep.py ceiling     one of them
+
+Throughput is measured beside a single process written the usual way, ceiling is
+a training step beside the machine's matrix product, scheduling how much of the
+slots' time is training. Nothing else should run meanwhile: it takes about
+twelve minutes on two cores.
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -198,21 +203,28 @@ def in_a_fresh_process(part: str, environment: dict[str, str]) -> str:
 
 
 def main() -> None:
-    part, _, length = sys.argv[1].partition(":") if len(sys.argv) > 1 else ("all", "", "")
     slots = os.cpu_count()
+    tables: dict[str, Callable[[], None]] = {
+        "throughput": lambda: throughput(slots),
+        "ceiling": ceiling,
+        "scheduling": lambda: scheduling(slots),
+    }
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", nargs="?", metavar="PART", help=", ".join(tables))
+    asked = parser.parse_args().part or ""
+    part, _, length = asked.partition(":")  # with a length: one side, in a process of its own
     if part == "usual":
         print(usual_sequences_per_second(int(length)))
     elif part == "step":
         print(*step_against_ceiling(int(length)))
+    elif asked and part not in tables:
+        parser.error(f"{asked}: not one of {', '.join(tables)}")
     else:
-        for name, measure in (
-            ("throughput", lambda: throughput(slots)),
-            ("ceiling", ceiling),
-            ("scheduling", lambda: scheduling(slots)),
-        ):
-            if part in ("all", name):
-                print(f"\n{name}, {slots} cores\n")
-                measure()
+        for name in [part] if part else tables:
+            print(f"\n{name}, {slots} cores\n")
+            tables[name]()
 
 
 if __name__ == "__main__":

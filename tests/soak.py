@@ -1,4 +1,4 @@
-"""Does every fault to a cluster of three hosts, and then kills at random for a while.
+"""Does every fault to a cluster of three hosts, and then kills at random.
 
 python tests/soak.py            all of it (make soak): a table, line by line
 python tests/soak.py --times 3 --only "the head"
@@ -20,7 +20,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--times", type=int, default=1, help="how often each fault is done (1)")
+    parser.add_argument(
+        "--times", type=int, default=1, metavar="N", help="how often each fault is done (1)"
+    )
     parser.add_argument("--only", default="", metavar="WORDS", help="faults that these are part of")
     asked = parser.parse_args()
     if asked.times < 1:

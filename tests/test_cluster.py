@@ -88,3 +88,12 @@ def test_what_no_trial_can_have_is_refused(monkeypatch, asked, said):
     monkeypatch.setattr(cluster, "launchable", lambda: [])
     with pytest.raises(Trouble, match=said):
         cluster.resources(*asked)
+
+
+def test_a_folder_too_deep_for_rays_sockets_is_told(monkeypatch):
+    def init(**_: object) -> None:
+        raise OSError("AF_UNIX path length cannot exceed 107 bytes: /deep")
+
+    monkeypatch.setattr(cluster.ray, "init", init)
+    with pytest.raises(Trouble, match=r"^RAY_TMPDIR: too long for .* sockets"):
+        cluster.connect(None)

@@ -44,17 +44,16 @@ def seen_digits(trained) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def drawn(trained, seen_digits) -> tuple[Path, str]:
+def drawn(trained) -> tuple[Path, str]:
     out = trained.parent / "figures"
-    pair = ["--from", seen_digits[0], "--to", seen_digits[-1]]
-    done = run("analysis/gan.py", trained, "--out", out, *pair)
+    done = run("analysis/gan.py", trained, "--out", out)
     assert done.returncode == 0, done.stdout + done.stderr
     return out, done.stdout
 
 
 def test_every_figure_is_drawn_with_its_numbers_and_named(drawn):
     out, said = drawn
-    for name in (*PICTURES, "figure7"):
+    for name in PICTURES:
         assert imread(out / f"{name}.png").shape[1] > 400
         assert len(pd.read_csv(out / f"{name}.csv")) > 0
         assert f"{out / name}.png" in said
@@ -93,14 +92,20 @@ def test_the_same_latent_vectors_are_drawn_at_the_kept_epochs(trained):
     torch.testing.assert_close(gan.draw(generators[0], z), gan.draw(start, z))
 
 
-def test_a_row_of_figure_7_has_seven_images_between_its_ends(drawn, seen_digits):
-    out, _ = drawn
-    table = pd.read_csv(out / "figure7.csv")
+def test_a_pair_is_drawn_alone_with_seven_images_between_its_ends(
+    called, trained, seen_digits, tmp_path
+):
+    start, end = seen_digits[0], seen_digits[-1]
+    done = called(drawing.main, trained, "--out", tmp_path, "--from", start, "--to", end)
+    name = f"figure7_{start}_to_{end}"
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / name}.png\n"), done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png", f"{name}.csv"}
+    table = pd.read_csv(tmp_path / f"{name}.csv")
     assert len(table) == 2 * 9
     for path, row in table.groupby("path"):
         assert path in ("linear", "spherical")
         assert row["t"].tolist() == pytest.approx([i / 8 for i in range(9)])
-        assert [row["digit"].iloc[0], row["digit"].iloc[-1]] == [seen_digits[0], seen_digits[-1]]
+        assert [row["digit"].iloc[0], row["digit"].iloc[-1]] == [start, end]
 
 
 def test_the_paths_join_their_ends_and_the_arc_keeps_the_length():
@@ -160,7 +165,7 @@ def test_what_cannot_be_drawn_is_told_in_one_line(refusal, trained, tiny, tmp_pa
     assert "required: RESULTS" in refusal()
 
 
-def test_a_pair_that_cannot_be_drawn_is_told_and_the_rest_is_drawn(called, trained, tmp_path):
+def test_digits_that_are_never_drawn_are_told_and_the_rest_is_drawn(called, trained, tmp_path):
     """A generator that draws nothing but one image: the classifier sees one digit in it."""
     folder = shutil.copytree(trained, tmp_path / "small")
     (trial,) = read_trials(str(folder))
@@ -169,14 +174,15 @@ def test_a_pair_that_cannot_be_drawn_is_told_and_the_rest_is_drawn(called, train
         if name == "11.weight":
             value.zero_()
     checkpoint.save(folder / last.name, last.state, trial.rows)
-    done = called(drawing.main, folder, "--out", tmp_path, "--from", 3, "--to", 8)
-    assert done.returncode == 2
-    assert "never seen in 10000 samples" in done.stdout
-    assert done.stderr == (
-        "analysis/gan.py: no Figure 7: the digits to interpolate between are never drawn\n"
-    )
-    assert (tmp_path / "figure6.png").exists()
-    assert not (tmp_path / "figure7.png").exists()
+    for pair, code in (([], 0), (["--from", 3, "--to", 8], 2)):
+        done = called(drawing.main, folder, "--out", tmp_path / "out", *pair)
+        assert done.returncode == code
+        assert "never seen in 10000 samples" in done.stdout
+        assert done.stderr == (
+            "analysis/gan.py: no Figure 7: the digits to interpolate between are never drawn\n"
+        )
+    assert (tmp_path / "out" / "figure6.png").exists()
+    assert not list((tmp_path / "out").glob("figure7*"))
 
 
 def test_a_run_before_its_first_epoch_is_drawn_as_it_is(called, trained, tmp_path):

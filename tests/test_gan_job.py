@@ -16,7 +16,7 @@ from sets import part_of_mnist, write
 
 from analysis.results import read_trials
 from jobs import gan as job
-from jobs import storage, training
+from jobs import interrupt, storage, training
 from models import checkpoint, digits, gan
 
 EPOCHS, BATCH, BETAS = 5, 128, (0.9, 0.999)  # 50 steps: see BETAS in test_gan.py
@@ -184,6 +184,7 @@ def test_a_ctrl_c_ends_soon_and_says_how_to_go_on(tmp_path, images):
         os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to the driver and its children
         output, _ = driver.communicate(timeout=60)
     assert driver.returncode == 130, output
+    assert interrupt.ANSWER in output
     assert "to continue: python" in output
     assert "--fresh" not in output
     assert "Traceback" not in output
@@ -211,8 +212,21 @@ def test_whatever_goes_wrong_is_told(tmp_path, error, said):
     """Also an error without a word, and while the rows cannot be read."""
     (tmp_path / "result.json").write_text('{"cut')
     progress = training.Progress(storage.open_folder(str(tmp_path)), epochs=3)
+    assert training.run_training(FailingTrainer(error), progress)[0] == said
+
+
+def test_what_befell_all_workers_is_told_once(tmp_path):
+    progress = training.Progress(storage.open_folder(str(tmp_path)), epochs=3)
+    error = train.WorkerGroupError("all", {0: OSError("lost"), 1: OSError("lost"), 2: OSError()})
     failures = training.run_training(FailingTrainer(error), progress)
-    assert failures[0] == said
+    assert failures == ["OSError: lost", "OSError: "]
+
+
+def test_a_storage_that_cannot_be_read_any_more_is_told(tmp_path):
+    (tmp_path / "run").touch()  # where the folder was
+    progress = training.Progress(storage.open_folder(str(tmp_path / "run")), epochs=3)
+    (failure,) = training.run_training(FailingTrainer(AssertionError()), progress)
+    assert failure.startswith("NotADirectoryError: ")
 
 
 def test_ray_trains_list_is_removed_if_it_is_damaged_or_names_what_is_gone(tmp_path):
@@ -252,6 +266,7 @@ def test_no_name_is_the_presets(monkeypatch):
         ("--cpus-per-worker 0", "1 or more"),
         ("--betas 0.9", "not two numbers"),
         ("--betas 0.9,1", "from 0 to less than 1"),
+        ("--betas -0.5,0.9", "--betas -0.5,0.9: each is from 0"),
         ("--epochs 0", "more than 0"),
         ("--lr nan", "more than 0"),
         ("--latent-dim 0", "more than 0"),

@@ -50,6 +50,7 @@ def test_the_card(cluster, shared, tmp_path):
         "--storage /mnt/shared --name swept",
     )
     assert "24 of 24 trials done: /mnt/shared/swept" in output
+    assert "next: ray submit cluster.yaml analysis/sweep.py -- /mnt/shared/swept" in output
     typed(
         cluster,
         "ray submit ~/cluster.yaml jobs/gan.py -- --preset quick --epochs 1 --batch-size 512 "

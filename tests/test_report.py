@@ -3,8 +3,10 @@
 import base64
 import io
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +21,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
-from analysis import images, report
+from analysis import gan as gan_figures
+from analysis import images, report, sweep
 from analysis.gan import GRID, grid_latents, read_run
 from analysis.results import read_trials
 from models import gan
@@ -237,6 +240,25 @@ def test_what_cannot_be_shown_is_told_in_one_line(called, tiny, tmp_path):
         (line,) = done.stderr.splitlines()
         assert line.startswith("analysis/report.py: ")
         assert told in line
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a read-only file system")
+def test_an_out_that_is_read_only_is_told_by_every_script_before_it_draws(
+    tiny, gan_run, tmp_path, called
+):
+    mount = ["mount", "-t", "tmpfs", "-o", "ro,size=1m", "none", str(tmp_path)]
+    subprocess.run(mount, check=True)
+    try:
+        for script, results in ((sweep, tiny), (gan_figures, gan_run), (report, tiny)):
+            name = script.__name__.replace(".", "/")
+            for out in (tmp_path, tmp_path / "new"):
+                done = called(script.main, results, "--out", out)
+                assert (done.returncode, done.stdout) == (2, "")
+                (line,) = done.stderr.splitlines()
+                assert line.startswith(f"{name}.py: ")
+                assert str(out) in line
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_what_is_put_into_the_template_is_not_looked_at():

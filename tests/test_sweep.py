@@ -15,9 +15,9 @@ import torch
 from scripts import run, started, wait_for
 
 from analysis.results import read_trials
-from jobs import gan, storage, sweep
+from jobs import gan, interrupt, storage, sweep
 from jobs.cluster import WORKER_ENVIRONMENT
-from jobs.flags import again
+from jobs.flags import again, command
 from models import checkpoint
 
 EPOCHS = 6
@@ -235,6 +235,7 @@ def test_ctrl_c_ends_soon_and_says_how_to_go_on(tmp_path):
         os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to the driver and its children
         output, _ = driver.communicate(timeout=60)
     assert driver.returncode == 130, output
+    assert interrupt.ANSWER in output
     assert "to continue: python" in output
     assert "Traceback" not in output
 
@@ -244,6 +245,7 @@ def test_ctrl_c_ends_soon_and_says_how_to_go_on(tmp_path):
     [
         ("--lengths 9-3", "the range 9-3 is empty"),
         ("--lengths ,", "not a list of numbers"),
+        ("--lengths -3,5", "'-3,5' is not a list of numbers"),
         ("--lengths 1", "2 digits or more"),
         ("--lengths 0-5", "2 digits or more"),
         ("--start chrono", "the rnn has no start 'chrono'"),
@@ -395,6 +397,18 @@ def test_fresh_means_a_new_folder_and_deletes_nothing(tmp_path):
 def test_the_command_to_go_on_names_the_fresh_folder(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["jobs/sweep.py", "--fresh", "--storage", "a b"])
     assert again("new") == "python jobs/sweep.py --storage 'a b' --name new"
+
+
+def test_on_a_cluster_the_commands_to_type_are_those_of_its_users_terminal(monkeypatch):
+    """`ray submit` copies the script to the head's home, and runs it by the head's shell."""
+    place = "s3://bucket/x?endpoint_override=host:1&scheme=http"
+    script = str(Path.home() / "sweep.py")
+    monkeypatch.setattr(sys, "argv", [script, "--lengths", "3-5,9", "--storage", place])
+    begin = "ray submit cluster.yaml jobs/sweep.py -- --lengths 3-5,9"
+    assert again("new") == f"{begin} --storage \"'{place}'\""
+    assert command("analysis/sweep.py", [place]) == (
+        f"ray submit cluster.yaml analysis/sweep.py -- \"'{place}'\""
+    )
 
 
 def test_the_default_preset_is_the_reports_three_figures(monkeypatch):

@@ -222,6 +222,13 @@ def test_places_without_an_experiment_are_told_in_one_line(tiny, tmp_path, monke
             read_trials(str(place))
 
 
+def test_a_folder_of_runs_is_told_with_their_names(tiny, gan_run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "a sweep").symlink_to(tiny)
+    (tmp_path / "a-gan").symlink_to(gan_run)
+    said = f"{tmp_path}: a folder of 2 runs, give one or some: a sweep, a-gan"
+    told_in_one_line(browse(monkeypatch, capsys, tmp_path), said)
+
+
 def test_the_script_runs_from_any_folder_and_gives_its_exit_code(tiny):
     done = run("analysis/trials.py", tiny, "--columns", "trial")
     assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,72 @@
+"""How a job ends, by Ctrl-C or otherwise, without Ray; the jobs' own tests have Ctrl-C as well."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from scripts import TOP
+
+from jobs import interrupt
+from jobs.flags import one_line
+
+WORK = """
+import atexit, time
+from jobs.flags import one_line
+
+def work():
+    print("at work", flush=True)
+    time.sleep(60)
+
+def main():
+    {main}
+
+one_line(main)
+"""
+
+
+def interrupted(main: str, times: int, pause: float = 0) -> tuple[int, str, str]:
+    """Sends SIGINT as often as `main` says that it is at work; returns code, stdout and stderr."""
+    command = [sys.executable, "-c", WORK.format(main=main)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=TOP, stdout=pipe, stderr=pipe, text=True) as process:
+        for _ in range(times):
+            assert process.stdout.readline() == "at work\n"
+            time.sleep(pause)
+            process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def test_a_disk_that_fails_is_told_in_one_line(capsys, monkeypatch):
+    def main() -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/disk/file")
+
+    monkeypatch.setattr(sys, "argv", ["job.py"])
+    with pytest.raises(SystemExit) as ended:
+        one_line(main)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "job.py: [Errno 5] Input/output error: '/disk/file'\n"
+
+
+def test_ctrl_c_is_answered_in_one_line():
+    assert interrupted("work()", 1) == (130, "", interrupt.ANSWER + "\n")
+
+
+def test_a_ctrl_c_that_comes_twice_at_once_is_one():
+    in_order = "try: work()\n    except KeyboardInterrupt:\n        try: work()"
+    in_order += "\n        except KeyboardInterrupt: return 3"
+    assert interrupted(in_order, 2) == (3, "", interrupt.ANSWER + "\n")
+
+
+def test_a_second_ctrl_c_ends_the_process_at_once():
+    stubborn = "try: work()\n    except KeyboardInterrupt: work()"
+    assert interrupted(stubborn, 2, interrupt.ONE_PRESS) == (130, "", interrupt.ANSWER + "\n")
+
+
+def test_so_does_one_while_the_process_does_what_it_does_at_its_exit():
+    at_exit = "atexit.register(work)\n    try: work()\n    except KeyboardInterrupt: return 130"
+    assert interrupted(at_exit, 2, interrupt.ONE_PRESS) == (130, "", interrupt.ANSWER + "\n")
