@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from analysis.arguments import Parser
+from analysis.arguments import Parser, check_writable
 from analysis.figures import COLORS, LOOKS, NAMES, heat_map, save
 from analysis.results import NoResults, Trial
 from analysis.sweep import CHANCE, REMEMBERS, SETTING, is_finished, read_sweeps
@@ -319,6 +319,7 @@ def main() -> int:
         done = [trial for trial in trials if is_finished(trial)]
         if not done:
             raise NoResults(f"{' '.join(arguments.results)}: no trial is finished yet")
+        check_writable(arguments.out)
         arguments.out.mkdir(parents=True, exist_ok=True)
     except (NoResults, OSError) as error:
         print(f"analysis/horizon.py: {error}", file=sys.stderr)

@@ -40,9 +40,7 @@ class Run:
     """Where and how a job runs. A run that goes on may change all of it but its name."""
 
     storage: str = setting("~/ray_results", "folder or URI that every node sees")
-    name: str | None = setting(
-        None, "folder of the run in the storage, or none for the preset's name"
-    )
+    name: str | None = setting(None, "folder of the run, or none for the preset's name")
     fresh: bool = setting(False, "start over in a new folder beside the old one")
     address: str | None = setting(None, "a Ray cluster, or none for the one here, else a new one")
 

@@ -37,14 +37,10 @@ class Sweep:
     cells: tuple[str, ...] = setting(("lstm", "rnn"), "lstm, rnn or both")
     lengths: tuple[int, ...] = setting(range(3, 25), "digits that the network reads")
     seeds: tuple[int, ...] = setting(range(3), "each draws its own data, start and order")
-    start: tuple[str, ...] = setting(
-        ("uniform",), "how parameters start: uniform, orthogonal, identity, forget, chrono"
-    )
-    variants: tuple[str, ...] = setting(
-        ("plain",), "plain, no-clip, no-warmup, no-decay, no-scaling, one-hot: what is changed"
-    )
+    start: tuple[str, ...] = setting(("uniform",), "uniform, orthogonal, identity, forget, chrono")
+    variants: tuple[str, ...] = setting(("plain",), "plain, no-clip, ... no-scaling, one-hot")
     epochs: int = setting(20, "times that the training part is seen")
-    samples: int = setting(100_000, "palindromes of each trial, a fifth of them for validation")
+    samples: int = setting(100_000, "palindromes, a fifth of them for validation")
     batch_size: int = setting(128, "sequences of one training step")
     lr: float = setting(0.001, "learning rate")
     hidden: int = setting(128, "size of the hidden state")
@@ -53,9 +49,9 @@ class Sweep:
     warmup: int = setting(0, "steps in which the learning rate rises")
     decay: Literal["none", "cosine"] = setting("none", "how the learning rate falls, to 0")
     inputs: Literal["digit", "standard", "one-hot"] = setting(
-        "digit", "a digit as a number, as one of mean 0 and deviation 1, or one-hot"
+        "digit", "a digit as a number, standardised, or one-hot"
     )
-    hold: int | None = setting(None, "end after so many epochs at 99.9 % in a row, or none")
+    hold: int | None = setting(None, "end after so many epochs at 99.9 % in a row")
     checks: int = setting(1, "looks at the accuracy in an epoch, in even steps")
     probe: bool = setting(False, "after each epoch, see how far back gradients reach")
 
@@ -373,15 +369,14 @@ def settings() -> tuple[tuple[Sweep, ...], Run]:
         "--preset",
         choices=PRESETS,
         default="figures",
-        help="figures: lstm and rnn at 3-24, lstm at 25-35 for 5 epochs; "
-        "quick: both at 3-20, fewer lengths, seeds, epochs and palindromes; "
-        "recipe: training that does not fall, at 3-35; horizon: the same at 10-150, by start. "
-        "Flags below override it (figures)",
+        help="figures: the report's; quick: both at 3-20 with less of all; "
+        "recipe: steady training at 3-35; horizon: that at 10-150, "
+        "by start. Flags below override it (figures)",
     )
     parser.add_argument(
         "--ablate",
         action="store_true",
-        help="of horizon: one part of the recipe left out at a time, at 35 and 100",
+        help="of horizon: a part left out at a time, at 35 and 100",
     )
     parser.add_settings("the experiment", Sweep)
     parser.add_settings("the run", Run)
