@@ -1,4 +1,4 @@
-"""Draws how far back networks remember, how soon they learn it, and why they forget.
+"""Draws how far back networks remember, how soon they learn it, why they forget.
 
   python analysis/horizon.py ~/ray_results/horizon --out horizon
   python analysis/horizon.py ~/ray_results/horizon-ablate --out ablation

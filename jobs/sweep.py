@@ -38,7 +38,7 @@ class Sweep:
     lengths: tuple[int, ...] = setting(range(3, 25), "digits that the network reads")
     seeds: tuple[int, ...] = setting(range(3), "each draws its own data, start and order")
     start: tuple[str, ...] = setting(("uniform",), "uniform, orthogonal, identity, forget, chrono")
-    variants: tuple[str, ...] = setting(("plain",), "plain, no-clip, ... no-scaling, one-hot")
+    variants: tuple[str, ...] = setting(("plain",), "plain, no-clip, no-decay, ... one-hot")
     epochs: int = setting(20, "times that the training part is seen")
     samples: int = setting(100_000, "palindromes, a fifth of them for validation")
     batch_size: int = setting(128, "sequences of one training step")
