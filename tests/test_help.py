@@ -19,6 +19,6 @@ def test_the_help_fits_a_screen_and_has_an_example(called, monkeypatch, name):
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 80
-    assert len(lines) <= 58
+    assert len(lines) <= 60
     script = name.replace(".", "/") if "." in name else f"tests/{name}"
     assert f"python {script}.py" in done.stdout
