@@ -21,6 +21,7 @@ from analysis.figures import COLORS, LOOKS, NAMES, heat_map, save
 from analysis.results import NoResults, Trial
 from analysis.sweep import CHANCE, REMEMBERS, SETTING, is_finished, read_sweeps
 
+MANY = (*COLORS, "#56B4E9", "#E69F00")  # the other two of Okabe & Ito's that are seen on white
 FALL = 0.05  # a fall of validation accuracy, from one epoch to the next, that is counted here
 KINDS = ["cell", "start", "variant"]
 
@@ -153,11 +154,12 @@ def draw_sequences(table: pd.DataFrame, out: Path) -> Path:
     for axes, (cell, of_cell) in zip(panels.flat, cells, strict=True):
         marker = LOOKS[cell]["marker"]
         for number, (kind, part) in enumerate(of_cell.groupby(KINDS)):
-            look = {"color": COLORS[number % len(COLORS)], "mfc": "white" if number > 3 else None}
+            look = {"color": MANY[number % len(MANY)]}
+            aside = 1 + 0.01 * number  # what has seen as many is not one above the other
             learned, never = part[part["to_99"].notna()], part[part["to_99"].isna()]
             median = learned.groupby("length")["to_99"].median()
             axes.plot(learned["length"], learned["to_99"], ls="", marker=marker, ms=4, **look)
-            axes.plot(never["length"], never["sequences"], ls="", marker="^", ms=6, **look)
+            axes.plot(aside * never["length"], never["sequences"], ls="", marker="^", ms=6, **look)
             name = kind_name(*kind).removeprefix(f"{NAMES[cell]}, ")
             axes.plot(median.index, median, lw=1.2, label=name, color=look["color"])
             told.append(
@@ -165,7 +167,7 @@ def draw_sequences(table: pd.DataFrame, out: Path) -> Path:
                 + ", ".join(f"{value:,.0f} at {length}" for length, value in median.items())
                 + (f"; {len(never)} of {len(part)} trials never." if len(never) else ".")
             )
-        axes.set(title=NAMES[cell], yscale="log")
+        axes.set(title=NAMES[cell], yscale="log", xticks=sorted(table["length"].unique()))
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
         for lag, sequences in PUBLISHED.items():
             if cell == "lstm" and lag <= 2 * table["length"].max():
@@ -175,7 +177,7 @@ def draw_sequences(table: pd.DataFrame, out: Path) -> Path:
                     (lag, sequences), (0, 8), textcoords="offset points", ha="center", size=8,
                 )  # fmt: skip
     figure.supxlabel("sequence length (digits read)")
-    panels[0, 0].set_ylabel("sequences seen until 99 % (▲: not by then)")
+    panels[0, 0].set_ylabel("sequences until 99 %, line: median (▲: not by then)")
     alt = "Median sequences until 99 % of those that reached it. " + " ".join(told)
     columns = [*KINDS, "length", "seed", "to_99", "sequences"]
     return save(figure, table[columns], out, "sequences_to_99", alt)
@@ -270,7 +272,7 @@ def draw_gradients(found: pd.DataFrame, out: Path) -> Path:
         axes.set_title(kind_name(*kind), size=9)
     for axes in panels.flat[len(kinds) :]:
         axes.set_visible(False)
-    panels[0, 0].set(yscale="log", ylim=(1e-12, None))
+    panels[0, 0].set(yscale="log", ylim=(max(1e-12, found["h"].min() / 2), None))
     figure.supxlabel("steps back from the end")
     figure.supylabel("gradient's norm")
     figure.legend(*_longest_legend(panels), loc="outside right upper")
@@ -319,8 +321,8 @@ def main() -> int:
         done = [trial for trial in trials if is_finished(trial)]
         if not done:
             raise NoResults(f"{' '.join(arguments.results)}: no trial is finished yet")
-        check_writable(arguments.out)
         arguments.out.mkdir(parents=True, exist_ok=True)
+        check_writable(arguments.out)
     except (NoResults, OSError) as error:
         print(f"analysis/horizon.py: {error}", file=sys.stderr)
         return 2

@@ -199,13 +199,16 @@ def _difference(there: list[dict[str, Any]], here: list[dict[str, Any]]) -> str:
         return f"{len(there)} grids there, {len(here)} here"
     return ", ".join(
         dict.fromkeys(
-            f"{name} {_typed(old.get(name))} there, {_typed(new.get(name))} here"
+            f"{name} {_typed(old, name)} there, {_typed(new, name)} here"
             for old, new in zip(there, here, strict=True)
             for name in {**old, **new}
-            if old.get(name) != new.get(name)
+            if name not in old or name not in new or old[name] != new[name]
         )
     )
 
 
-def _typed(value: Any) -> str:
+def _typed(settings: dict[str, Any], name: str) -> str:
+    if name not in settings:
+        return "not known"
+    value = settings[name]
     return shown(tuple(value) if isinstance(value, list) else value)

@@ -75,7 +75,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one-hot": {"inputs": "one-hot"},
 }
 
-# What training needs to reach far and not to fall: docs/horizon.md.
+# What training needs to reach far and not to fall.
 STEADY = Sweep(clip=1.0, warmup=100, decay="cosine", inputs="standard", hold=3, checks=10)
 LSTM = replace(STEADY, cells=("lstm",), start=("chrono",), lr=0.005)
 RNN = replace(STEADY, cells=("rnn",), start=("orthogonal",), lr=0.001)
@@ -137,6 +137,9 @@ def check(sweep: Sweep) -> None:
     for variant in sweep.variants:
         if variant not in VARIANTS:
             raise Trouble(f"--variants {variant}: it is one of {', '.join(VARIANTS)}")
+        changes = VARIANTS[variant].items()
+        if changes and all(getattr(sweep, name) == value for name, value in changes):
+            raise Trouble(f"--variants {variant}: that is what plain is here")
     for name in ("epochs", "batch_size", "lr", "hidden", "clip", "hold", "checks"):
         value = getattr(sweep, name)
         if value is not None and not 0 < value < math.inf:
@@ -153,6 +156,8 @@ def check(sweep: Sweep) -> None:
     steps = sweep.samples * 4 // 5 // sweep.batch_size
     if sweep.checks > steps:
         raise Trouble(f"--checks {sweep.checks}: an epoch has {plural(steps, 'step')}")
+    if sweep.warmup > steps * sweep.epochs:
+        raise Trouble(f"--warmup {sweep.warmup}: there are {steps * sweep.epochs} steps in all")
 
 
 def train(config: dict[str, Any]) -> None:
@@ -424,7 +429,8 @@ def main() -> int:
             finished = finished_trials(folder, configs)
         except OSError as error:
             failures.append(f"{folder.uri} cannot be read: {error}")
-    script = "horizon" if any(part.hold for part in parts) else "sweep"
+    far = any(part.hold or part.variants != Sweep().variants for part in parts)
+    script = "horizon" if far else "sweep"
     return tell_end(len(finished), len(configs), "trial", folder, failures, f"analysis/{script}.py")
 
 

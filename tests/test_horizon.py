@@ -1,5 +1,6 @@
 """analysis/horizon.py: what it counts, on trials written by hand, and what it draws."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -113,6 +114,29 @@ def test_all_is_drawn_with_its_numbers_and_words(called, tmp_path):
     assert len(gradients) == 2 * 2 * 2 * 3  # kinds, seeds, epochs, steps back
     trials = pd.read_csv(out / "trials.csv")
     assert len(trials) == 9
+
+
+def test_runs_of_other_recipes_are_not_mixed_whichever_comes_first(called, tmp_path):
+    """Also where the one was made before there was a setting, which it then had as by default."""
+    for name, more in {
+        "old": {},
+        "new": {"inputs": "standard"},
+        "same": {"inputs": "digit"},
+    }.items():
+        trial(tmp_path / name, [0.1] * 4)
+        (params,) = (tmp_path / name).glob("*/params.json")
+        config = json.loads(params.read_text()) | more
+        if name == "old":
+            del config["variant"]
+        params.write_text(json.dumps(config))
+    for order in (("old", "new"), ("new", "old")):
+        done = called(horizon.main, *(tmp_path / name for name in order), "--out", tmp_path / "out")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "differ in inputs: draw them apart" in done.stderr
+    done = called(
+        horizon.main, tmp_path / "old", tmp_path / "same", "--out", tmp_path / "new folders" / "out"
+    )
+    assert "0 solved, 0 fell, 0 partly, 1 at chance; 0 falls in 4 epochs" in done.stdout
 
 
 def test_what_cannot_be_drawn_is_told_in_one_line(called, tmp_path):

@@ -269,6 +269,8 @@ def test_ctrl_c_ends_soon_and_says_how_to_go_on(tmp_path):
         ("--seed 3", "unrecognized"),
         ("--variants no-luck", "--variants no-luck: it is one of plain, no-clip"),
         ("--warmup -1", "0 or more"),
+        ("--samples 1000 --epochs 2 --warmup 13", "--warmup 13: there are 12 steps in all"),
+        ("--variants no-clip", "--variants no-clip: that is what plain is here"),
         ("--hold 0", "more than 0"),
         ("--checks 0", "more than 0"),
         ("--samples 1000 --checks 7", "--checks 7: an epoch has 6 steps"),
@@ -331,6 +333,11 @@ def test_other_settings_under_the_same_name_are_refused_and_named(complaint, tmp
     assert "samples" not in line
     line = complaint(sweep.main, "--storage", tmp_path, "--name", "sweep")
     assert "1 grids there, 2 here" in line
+    # A run of a version that had fewer settings.
+    file = tmp_path / "sweep" / storage.SETTINGS
+    file.write_text(file.read_text().replace('"warmup": 0', '"other": 0'))
+    line = complaint(sweep.main, *flags)
+    assert "other 0 there, not known here, warmup not known there, 0 here" in line
 
 
 @pytest.mark.parametrize("name", ["../../x", "a/b", "*", "~", ".", "..", "-x", ""])
