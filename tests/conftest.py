@@ -4,6 +4,7 @@ import atexit
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -21,6 +22,10 @@ from models import checkpoint, digits, gan
 if "PYTEST_XDIST_WORKER" in os.environ:  # a job finds the Ray that was started here, not beside it
     os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short, for sockets
     atexit.register(shutil.rmtree, os.environ["RAY_TMPDIR"], ignore_errors=True)
+
+# A shell starts what runs in its background with Ctrl-C ignored, and that is handed down: to tests,
+# and to the jobs that they interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # They begin first, so that none is left to run alone at the end.
 LONGEST = ["sweep", "gan_job", "ray_up", "s3", "faults", "gan_figures"]

@@ -51,10 +51,11 @@ def test_the_table_has_a_row_for_each_trial_with_settings_and_last_metrics(tiny)
         for name in MEASURED:
             assert record[name] == float(last[name])
         config = json.loads((tiny / record["trial"] / "params.json").read_text())
-        assert len(config) == 11
-        assert config["clip"] is None
-        assert {name: record[name] for name in config if name != "clip"} == {
-            name: value for name, value in config.items() if name != "clip"
+        assert len(config) == 18
+        none = {name for name, value in config.items() if value is None}
+        assert none == {"clip", "hold"}
+        assert {name: record[name] for name in config.keys() - none} == {
+            name: config[name] for name in config.keys() - none
         }
         assert record["trial"] == "{cell}-{start}-length{length:03}-seed{seed}".format(**record)
 
