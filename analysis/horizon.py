@@ -19,7 +19,7 @@ import pandas as pd
 from analysis.arguments import Parser, check_writable
 from analysis.figures import COLORS, LOOKS, NAMES, heat_map, save
 from analysis.results import NoResults, Trial
-from analysis.sweep import CHANCE, REMEMBERS, SETTING, is_finished, read_sweeps
+from analysis.sweep import CHANCE, REMEMBERS, SETTING, is_finished, read_sweeps, tell_drawn
 
 MANY = (*COLORS, "#56B4E9", "#E69F00")  # the other two of Okabe & Ito's that are seen on white
 FALL = 0.05  # a fall of validation accuracy, from one epoch to the next, that is counted here
@@ -327,12 +327,7 @@ def main() -> int:
         print(f"analysis/horizon.py: {error}", file=sys.stderr)
         return 2
     pictures = draw(done, arguments.out)
-    print("\n".join(findings(done)))
-    if len(done) < len(trials):
-        print(
-            f"left out: {len(trials) - len(done)} of {len(trials)} trials, which are not finished"
-        )
-    print("\n".join(map(str, pictures)))
+    tell_drawn(findings(done), pictures, len(done), len(trials))
     return 0
 
 

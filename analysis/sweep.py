@@ -293,6 +293,14 @@ def findings(done: list[Trial]) -> list[str]:
     return lines
 
 
+def tell_drawn(findings: list[str], pictures: list[Path], done: int, all_trials: int) -> None:
+    """Prints what was found, how many trials were left out, and where the pictures are."""
+    print("\n".join(findings))
+    if done < all_trials:
+        print(f"left out: {all_trials - done} of {all_trials} trials, which are not finished")
+    print("\n".join(map(str, pictures)))
+
+
 def main() -> int:
     parser = Parser(__doc__)
     parser.add_argument("results", nargs="+", metavar="RESULTS", help="a sweep: folder or URI")
@@ -316,12 +324,7 @@ def main() -> int:
         print(f"analysis/sweep.py: {error}", file=sys.stderr)
         return 2
     pictures = draw(done, arguments.tested, arguments.out)
-    print("\n".join(findings(done)))
-    if len(done) < len(trials):
-        print(
-            f"left out: {len(trials) - len(done)} of {len(trials)} trials, which are not finished"
-        )
-    print("\n".join(map(str, pictures)))
+    tell_drawn(findings(done), pictures, len(done), len(trials))
     return 0
 
 
