@@ -18,6 +18,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -187,10 +188,17 @@ def one_line(main: Callable[[], int]) -> typing.NoReturn:
     """
     with interrupt.answered():
         try:
-            sys.exit(main())
+            code = main()
         except (Trouble, OSError) as trouble:
             print(f"{Path(sys.argv[0]).name}: {trouble}", file=sys.stderr)
-            sys.exit(2 if isinstance(trouble, Trouble) else 1)
-        except KeyboardInterrupt:  # a Ray that has half begun may crash when it is told to end
-            interrupt.asked.wait(1)  # until that is said
-            os._exit(interrupt.CODE)
+            code = 2 if isinstance(trouble, Trouble) else 1
+        except KeyboardInterrupt:
+            code = interrupt.CODE
+        # The answer is on its way, if it is not there.
+        if interrupt.asked.wait(1 if code == interrupt.CODE else 0):
+            # Ray takes seconds to stop what ends with this process in any case, and may crash when
+            # it has half begun.
+            with suppress(OSError):  # nobody reads it
+                sys.stdout.flush()
+            os._exit(code)
+    sys.exit(code)

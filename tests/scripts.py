@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 TOP = Path(__file__).parent.parent
@@ -48,6 +48,16 @@ def started(script: str, *arguments: object, **options: object) -> Iterator[subp
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def processes_of(driver: subprocess.Popen) -> list[int]:
+    """Returns the pids of what runs of a script that was `started`, Ray's processes and all."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(ProcessLookupError):  # it has ended
+            if os.getsid(int(process.name)) == driver.pid:
+                found.append(int(process.name))
+    return found
 
 
 def wait_for(
