@@ -35,7 +35,8 @@ def gradient_norms(network: RecurrentNetwork, data: Sequences) -> dict[str, Tens
         names = list(states[0])
         wanted = [state[name] for name in names for state in reversed(states)]
         found = torch.autograd.grad(loss, wanted)
-    norms = torch.stack([gradient.norm(dim=1).mean() for gradient in found])
+    # In float64: the squares of what is below 1e-19 would be too small for float32.
+    norms = torch.stack([gradient.double().norm(dim=1).mean() for gradient in found])
     return dict(zip(names, norms.split(len(states)), strict=True))
 
 

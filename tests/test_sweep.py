@@ -19,6 +19,9 @@ from jobs import gan, interrupt, storage, sweep
 from jobs.cluster import WORKER_ENVIRONMENT
 from jobs.flags import again, command
 from models import checkpoint
+from models.memory import gradient_norms
+from models.palindromes import palindromes
+from models.recurrent import build, evaluate
 
 EPOCHS = 6
 GRID = ["--cells", "lstm,rnn", "--lengths", "20", "--seeds", "0", "--epochs", EPOCHS]
@@ -215,6 +218,22 @@ def test_trials_share_a_process_that_has_its_threads_and_its_allocator(tmp_path)
     rows = [row for trial in read_trials(str(tmp_path / "sweep")) for row in trial.rows]
     assert {(row["pid"], row["threads"], row["device"]) for row in rows} == {(pid, cpus, "cpu")}
     assert len(rows) == 12
+
+
+def test_numbers_too_small_to_compute_with_fast_are_zero_in_a_trial(tmp_path):
+    flags = ["--cells", "rnn", "--lengths", 200, "--seeds", 0, "--epochs", 1, "--samples", 2000]
+    done = run("jobs/sweep.py", *flags, "--hidden", 16, "--probe", "--storage", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (trial,) = read_trials(str(tmp_path / "figures"))
+    network = build("rnn", hidden=16, start="uniform", seed=0, length=200)
+    network.load_state_dict(trial.newest_checkpoint().state["network"])
+    few = palindromes(0, 200, 2000).validation[: sweep.CHECKED]
+    seen, here = trial.rows[-1]["gradient_h"], gradient_norms(network, few)["h"].tolist()
+    # Where the mean norm is below 1e-41, no sequence of the 400 has a normal number, 1e-38.
+    subnormal = [steps for steps, norm in enumerate(here) if 0 < norm < 1e-41]
+    assert subnormal
+    assert [seen[steps] for steps in subnormal] == [0] * len(subnormal)
+    assert seen[: subnormal[0] // 2] == pytest.approx(here[: subnormal[0] // 2], rel=1e-4)
 
 
 def test_an_environment_whose_path_has_a_space_runs_trials(tmp_path):
@@ -485,9 +504,6 @@ def test_a_trial_that_has_held_its_accuracy_is_finished_before_its_last_epoch(tm
 
 
 def test_the_folder_of_a_finished_trial_holds_the_network_that_was_measured(undisturbed):
-    from models.palindromes import palindromes
-    from models.recurrent import build, evaluate
-
     for trial in read_trials(str(undisturbed)):
         config = trial.config
         found = trial.newest_checkpoint()
