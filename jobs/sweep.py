@@ -12,48 +12,22 @@ The same command again continues: finished trials stay, the others go on from
 their last epoch.
 """
 
-import math
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from ray import tune
 
 from jobs import cluster, flags, machine, storage, tuning
-from jobs.flags import Trouble, setting, shown
+from jobs.flags import Trouble, setting
+from jobs.grid import ABLATED, PRESETS, Sweep, changed, describe, trial_configs, trial_name
 from jobs.progress import plural, tell_end
 from models import checkpoint, memory, palindromes, recurrent
 from models.randomness import generator
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A grid of trials. It is what a run is: other values need another name."""
-
-    cells: tuple[str, ...] = setting(("lstm", "rnn"), "lstm, rnn or both")
-    lengths: tuple[int, ...] = setting(range(3, 25), "digits that the network reads")
-    seeds: tuple[int, ...] = setting(range(3), "each draws its own data, start and order")
-    start: tuple[str, ...] = setting(("uniform",), "uniform, orthogonal, identity, forget, chrono")
-    variants: tuple[str, ...] = setting(("plain",), "plain, no-clip, no-decay, ... one-hot")
-    epochs: int = setting(20, "times that the training part is seen")
-    samples: int = setting(100_000, "palindromes, a fifth of them for validation")
-    batch_size: int = setting(128, "sequences of one training step")
-    lr: float = setting(0.001, "learning rate")
-    hidden: int = setting(128, "size of the hidden state")
-    optimizer: Literal["adam", "rmsprop"] = setting("adam", "what takes the training steps")
-    clip: float | None = setting(None, "largest norm of a gradient, or none")
-    warmup: int = setting(0, "steps in which the learning rate rises")
-    decay: Literal["none", "cosine"] = setting("none", "how the learning rate falls, to 0")
-    inputs: Literal["digit", "standard", "one-hot"] = setting(
-        "digit", "a digit as a number, standardised, or one-hot"
-    )
-    hold: int | None = setting(None, "end after so many epochs at 99.9 % in a row")
-    checks: int = setting(1, "looks at the accuracy in an epoch, in even steps")
-    probe: bool = setting(False, "after each epoch, see how far back gradients reach")
 
 
 @dataclass(frozen=True)
@@ -65,99 +39,7 @@ class Run(flags.Run):
     max_concurrent: int | None = setting(None, "trials at a time, or none for all that fit")
 
 
-# What a variant changes of the settings as they are given.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "no-clip": {"clip": None},
-    "no-warmup": {"warmup": 0},
-    "no-decay": {"decay": "none"},
-    "no-scaling": {"inputs": "digit"},
-    "one-hot": {"inputs": "one-hot"},
-}
-
-# What training needs to reach far and not to fall.
-STEADY = Sweep(clip=1.0, warmup=100, decay="cosine", inputs="standard", hold=3, checks=10)
-LSTM = replace(STEADY, cells=("lstm",), start=("chrono",), lr=0.005)
-RNN = replace(STEADY, cells=("rnn",), start=("orthogonal",), lr=0.001)
-FAR = {"lengths": (10, 20, 35, 50, 75, 100, 150), "samples": 25_000, "epochs": 16}
-
-# A preset is one grid or several, and flags change them all.
-PRESETS = {
-    "figures": (Sweep(), Sweep(cells=("lstm",), lengths=tuple(range(25, 36)), epochs=5)),
-    "quick": (Sweep(lengths=(3, 5, 8, 12, 16, 20), seeds=(0, 1), epochs=10, samples=20_000),),
-    "recipe": tuple(
-        replace(part, lengths=(3, *range(5, 36, 5)), seeds=tuple(range(5))) for part in (LSTM, RNN)
-    ),
-    "horizon": (
-        replace(LSTM, start=("uniform", "orthogonal", "forget", "chrono"), **FAR),
-        replace(RNN, start=("uniform", "orthogonal", "identity"), **FAR),
-    ),
-}
-ABLATED = tuple(
-    replace(part, variants=tuple(VARIANTS), **{**FAR, "lengths": (35, 100)}) for part in (LSTM, RNN)
-)
-
 CHECKED = 500  # palindromes of the validation part that are looked at within an epoch
-
-
-def trial_configs(sweep: Sweep) -> list[dict[str, Any]]:
-    """Returns each trial's settings: seed by seed, so that a run cut short has whole figures."""
-    recipe = asdict(sweep)
-    for axis in ("cells", "lengths", "seeds", "start", "variants"):
-        del recipe[axis]
-    # And the long ones first: no straggler at the end.
-    return [
-        {"cell": cell, "length": length, "seed": seed, "start": start, "variant": variant}
-        | recipe
-        | VARIANTS[variant]
-        for seed in sweep.seeds
-        for length in sorted(sweep.lengths, reverse=True)
-        for cell in sweep.cells
-        for start in sweep.start
-        for variant in sweep.variants
-    ]
-
-
-def trial_name(config: dict[str, Any]) -> str:
-    """Returns a trial's name and folder, which never change: so its checkpoints are found."""
-    changed = "" if config["variant"] == "plain" else f"-{config['variant']}"
-    return "{cell}-{start}{changed}-length{length:03}-seed{seed}".format(changed=changed, **config)
-
-
-def check(sweep: Sweep) -> None:
-    """Raises Trouble for settings that cannot be run."""
-    for cell in sweep.cells:
-        for start in sweep.start:
-            try:
-                recurrent.build(cell, hidden=1, start=start, seed=0, length=2)
-            except ValueError as error:
-                raise Trouble(str(error)) from None
-    if min(sweep.lengths) < 2:
-        raise Trouble(f"--lengths {min(sweep.lengths)}: a sequence has 2 digits or more")
-    for variant in sweep.variants:
-        if variant not in VARIANTS:
-            raise Trouble(f"--variants {variant}: it is one of {', '.join(VARIANTS)}")
-        changes = VARIANTS[variant].items()
-        if changes and all(getattr(sweep, name) == value for name, value in changes):
-            raise Trouble(f"--variants {variant}: that is what plain is here")
-    for name in ("epochs", "batch_size", "lr", "hidden", "clip", "hold", "checks"):
-        value = getattr(sweep, name)
-        if value is not None and not 0 < value < math.inf:
-            raise Trouble(f"--{name.replace('_', '-')} {value}: must be more than 0, and finite")
-    if sweep.warmup < 0:
-        raise Trouble(f"--warmup {sweep.warmup}: must be 0 or more")
-    if sweep.samples < palindromes.FEWEST:
-        raise Trouble(f"--samples {sweep.samples}: {palindromes.FEWEST} or more are needed")
-    if sweep.samples * 4 // 5 < sweep.batch_size:
-        raise Trouble(
-            f"--samples {sweep.samples}: four fifths of them do not fill one batch "
-            f"of --batch-size {sweep.batch_size}"
-        )
-    steps = sweep.samples * 4 // 5 // sweep.batch_size
-    if sweep.checks > steps:
-        raise Trouble(f"--checks {sweep.checks}: an epoch has {plural(steps, 'step')}")
-    if sweep.warmup > steps * sweep.epochs:
-        raise Trouble(f"--warmup {sweep.warmup}: there are {steps * sweep.epochs} steps in all")
 
 
 def train(config: dict[str, Any]) -> None:
@@ -348,28 +230,6 @@ def finished_trials(folder: storage.Folder, configs: dict[str, dict[str, Any]]) 
         }
 
 
-def changed(preset: tuple[Sweep, ...], changes: dict[str, Any]) -> tuple[Sweep, ...]:
-    """Returns a preset's grids with the settings that were typed, each trial in one of them.
-
-    Raises:
-        Trouble: they cannot be run.
-    """
-    parts: list[Sweep] = []
-    names: set[str] = set()
-    for part in preset:
-        typed = changes.get("cells", part.cells)
-        cells = tuple(cell for cell in typed if cell in part.cells or cell not in recurrent.CELLS)
-        if not cells:
-            continue
-        part = replace(part, **{**changes, "cells": cells})
-        check(part)
-        new = {trial_name(config) for config in trial_configs(part)} - names
-        if new:
-            parts.append(part)
-        names |= new
-    return tuple(parts)
-
-
 def settings() -> tuple[tuple[Sweep, ...], Run]:
     """Returns what the command line asks for: the grids, and where and how to run them."""
     parser = flags.Parser(__doc__)
@@ -401,14 +261,6 @@ def settings() -> tuple[tuple[Sweep, ...], Run]:
     if run.max_concurrent is not None and run.max_concurrent < 1:
         raise Trouble(f"--max-concurrent {run.max_concurrent}: must be 1 or more")
     return parts, run
-
-
-def describe(part: Sweep) -> str:
-    axes = [",".join(part.cells), f"lengths {shown(part.lengths)}", f"seeds {shown(part.seeds)}"]
-    axes += [f"starts {shown(part.start)}", f"{part.epochs} epochs of {part.samples} palindromes"]
-    if part.variants != Sweep().variants:
-        axes.insert(4, f"variants {shown(part.variants)}")
-    return " x ".join(axes)
 
 
 def main() -> int:

@@ -21,6 +21,7 @@ import ray
 from ray import tune
 
 from jobs import cluster, storage, sweep
+from jobs.grid import Sweep, trial_configs, trial_name
 from models import checkpoint, recurrent
 
 SLOTS, EPOCHS, SECONDS = 8, 5, 2.0
@@ -49,9 +50,9 @@ def sleeping(config: dict[str, Any]) -> None:
 def measure(count: int, place: Path) -> dict[str, float]:
     """Runs so many trials; returns a row of the table."""
     seeds = tuple(range(-(-count // len(LENGTHS))))
-    grid = sweep.Sweep(cells=("lstm",), lengths=LENGTHS, seeds=seeds, epochs=EPOCHS)
-    made = itertools.islice(sweep.trial_configs(grid), count)
-    configs = {sweep.trial_name(config): config for config in made}
+    grid = Sweep(cells=("lstm",), lengths=LENGTHS, seeds=seeds, epochs=EPOCHS)
+    made = itertools.islice(trial_configs(grid), count)
+    configs = {trial_name(config): config for config in made}
     folder = storage.run_folder(str(place), f"trials-{count}", fresh=False)
     storage.claim(folder, [asdict(grid)])
     run = sweep.Run(storage=str(place), name=folder.name)

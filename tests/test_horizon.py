@@ -10,7 +10,7 @@ from PIL import Image
 
 from analysis import horizon
 from analysis.results import read_trials
-from jobs import sweep
+from jobs import grid
 
 BATCH, STEPS = 128, 10  # of an epoch
 SAMPLES = BATCH * STEPS * 5 // 4
@@ -29,7 +29,7 @@ def trial(
 ) -> None:
     """Writes a trial of those accuracies; `more` are further columns, a value for each epoch."""
     config = {"cell": cell, "start": start, "length": length, "seed": seed, "variant": variant}
-    name = sweep.trial_name(config)
+    name = grid.trial_name(config)
     config |= {"epochs": EPOCHS, "samples": SAMPLES, "batch_size": BATCH, "hold": 2}
     rows = [
         {"epoch": n + 1, "training_iteration": n + 1, "val_accuracy": accuracy}

@@ -15,7 +15,7 @@ import torch
 from scripts import processes_of, run, started, wait_for
 
 from analysis.results import read_trials
-from jobs import gan, interrupt, storage, sweep
+from jobs import gan, grid, interrupt, storage, sweep
 from jobs.cluster import WORKER_ENVIRONMENT
 from jobs.flags import again, command
 from models import checkpoint
@@ -339,7 +339,7 @@ def made(place: Path, name: str = "sweep") -> storage.Folder:
     """Returns the folder of a run with the settings of the preset `quick`, as the job makes it."""
     folder = storage.run_folder(str(place), name, fresh=False)
     folder.filesystem.create_dir(folder.path)
-    settings = [asdict(part) for part in sweep.PRESETS["quick"]]
+    settings = [asdict(part) for part in grid.PRESETS["quick"]]
     folder.write(storage.SETTINGS, json.dumps(settings).encode())
     return folder
 
@@ -441,20 +441,20 @@ def test_on_a_cluster_the_commands_to_type_are_those_of_its_users_terminal(monke
 def test_the_default_preset_is_the_reports_three_figures(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["sweep.py"])
     parts, run_settings = sweep.settings()
-    configs = [config for part in parts for config in sweep.trial_configs(part)]
+    configs = [config for part in parts for config in grid.trial_configs(part)]
     assert run_settings.name == "figures"
     expected = {("lstm", n, 20) for n in range(3, 25)} | {("rnn", n, 20) for n in range(3, 25)}
     expected |= {("lstm", n, 5) for n in range(25, 36)}
     assert {(c["cell"], c["length"], c["epochs"]) for c in configs} == expected
     assert len(configs) == 3 * len(expected)
-    assert len({sweep.trial_name(c) for c in configs}) == len(configs)
+    assert len({grid.trial_name(c) for c in configs}) == len(configs)
     same = {"samples": 100_000, "batch_size": 128, "lr": 0.001, "hidden": 128}
     same |= {"optimizer": "adam", "clip": None, "start": "uniform"}
     for config in configs:
         assert same.items() <= config.items()
 
 
-def asked_for(monkeypatch, *flags: object) -> tuple[sweep.Sweep, ...]:
+def asked_for(monkeypatch, *flags: object) -> tuple[grid.Sweep, ...]:
     monkeypatch.setattr(sys, "argv", ["sweep.py", *map(str, flags)])
     return sweep.settings()[0]
 
@@ -466,19 +466,19 @@ def test_flags_change_every_grid_of_a_preset_and_no_trial_is_in_two(monkeypatch)
         ((4,), 10, 5),
     ]
     (part,) = asked_for(monkeypatch, "--lengths", "3-5,30")
-    assert part == replace(sweep.Sweep(), lengths=(3, 4, 5, 30))
+    assert part == replace(grid.Sweep(), lengths=(3, 4, 5, 30))
     (part,) = asked_for(monkeypatch, "--cells", "rnn")
-    assert part == replace(sweep.Sweep(), cells=("rnn",))
+    assert part == replace(grid.Sweep(), cells=("rnn",))
     lstm, rnn = asked_for(monkeypatch, "--preset", "horizon", "--lengths", 35)
     assert (lstm.cells, rnn.cells) == (("lstm",), ("rnn",))
     assert lstm.lengths == rnn.lengths == (35,)
-    assert (lstm.lr, rnn.lr) == (sweep.LSTM.lr, sweep.RNN.lr)
+    assert (lstm.lr, rnn.lr) == (grid.LSTM.lr, grid.RNN.lr)
 
 
 def test_a_variant_changes_one_setting_of_the_recipe_and_has_a_name_of_its_own(monkeypatch):
     parts = asked_for(monkeypatch, "--preset", "horizon", "--ablate")
-    configs = [config for part in parts for config in sweep.trial_configs(part)]
-    assert len({sweep.trial_name(config) for config in configs}) == len(configs)
+    configs = [config for part in parts for config in grid.trial_configs(part)]
+    assert len({grid.trial_name(config) for config in configs}) == len(configs)
     assert {(c["cell"], c["length"]) for c in configs} == {
         (cell, length) for cell in ("lstm", "rnn") for length in (35, 100)
     }
@@ -486,13 +486,13 @@ def test_a_variant_changes_one_setting_of_the_recipe_and_has_a_name_of_its_own(m
     for config in configs:
         whole = plain[(config["cell"], config["length"], config["seed"])]
         differ = {name for name in config if config[name] != whole[name]} - {"variant"}
-        assert differ == set(sweep.VARIANTS[config["variant"]])
+        assert differ == set(grid.VARIANTS[config["variant"]])
         assert len(differ) == (config["variant"] != "plain")
 
 
 def test_a_trial_that_has_held_its_accuracy_is_finished_before_its_last_epoch(tmp_path):
-    (part,) = sweep.changed((sweep.LSTM,), {"lengths": (5,), "seeds": (0,), "hold": 2})
-    (config,) = sweep.trial_configs(part)
+    (part,) = grid.changed((grid.LSTM,), {"lengths": (5,), "seeds": (0,), "hold": 2})
+    (config,) = grid.trial_configs(part)
     folder = storage.Folder(str(tmp_path), storage.fs.LocalFileSystem(), str(tmp_path))
     rows = [{"val_accuracy": accuracy} for accuracy in (0.9995, 0.5, 0.9995, 0.9995)]
     for epochs, expected in ((3, set()), (4, {"trial"})):
