@@ -10,6 +10,11 @@ On a cluster:
 The same command again continues, from the last epoch that was done.
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of the imports: they take seconds
+
 import json
 import math
 import os

@@ -22,6 +22,8 @@ def answered() -> Iterator[None]:
     call of Ray's hears nothing. So the answer comes from a thread, to which the signal goes through
     a pipe. The second Ctrl-C ends the process: a Ray that it started ends with it.
     """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)

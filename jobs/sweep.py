@@ -12,6 +12,11 @@ The same command again continues: finished trials stay, the others go on from
 their last epoch.
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of the imports: they take seconds
+
 import tempfile
 import time
 from collections.abc import Callable

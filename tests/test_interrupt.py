@@ -6,9 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
-from scripts import TOP
+from scripts import TOP, started, wait_for
 
 from jobs import interrupt
 from jobs.flags import one_line
@@ -54,6 +55,17 @@ def test_a_disk_that_fails_is_told_in_one_line(capsys, monkeypatch):
 
 def test_ctrl_c_is_answered_in_one_line():
     assert interrupted("work()", 1) == (130, "", interrupt.ANSWER + "\n")
+
+
+@pytest.mark.parametrize("job", ["sweep", "gan"])
+def test_ctrl_c_while_a_job_imports_what_it_needs_is_no_traceback(job, tmp_path):
+    with started(f"jobs/{job}.py", "--storage", tmp_path) as driver:
+        loaded = Path(f"/proc/{driver.pid}/maps")
+        wait_for(lambda: "libtorch" in loaded.read_text(), driver)
+        driver.send_signal(signal.SIGINT)
+        output, _ = driver.communicate(timeout=60)
+    # The latter, with its answer, where the imports were over by then.
+    assert (driver.returncode, output) in [(-signal.SIGINT, ""), (130, interrupt.ANSWER + "\n")]
 
 
 def test_a_ctrl_c_that_comes_twice_at_once_is_one():
