@@ -56,10 +56,7 @@ def train(config: dict[str, Any]) -> None:
     """
     trial = tune.get_context()
     reserved = trial.get_trial_resources().required_resources
-    torch.set_num_threads(int(reserved["CPU"]))
-    # Gradients that vanish pass through the subnormal numbers, below 1e-38, which a CPU takes ten
-    # times as long for. They count as zero.
-    torch.set_flush_denormal(True)
+    machine.compute_with(threads=int(reserved["CPU"]))
     device = torch.device("cuda" if reserved.get("GPU") and torch.cuda.is_available() else "cpu")
     seed, length, batch_size = config["seed"], config["length"], config["batch_size"]
     data = palindromes.palindromes(seed, length, config["samples"])

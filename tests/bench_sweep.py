@@ -1,10 +1,11 @@
 """Measures the sweep beside what it could be, in one run: `make bench`.
 
-  python tests/bench_sweep.py             three tables in Markdown
+  python tests/bench_sweep.py             four tables in Markdown
   python tests/bench_sweep.py ceiling     one of them
 
 Throughput is measured beside a single process written the usual way, ceiling is
-a training step beside the machine's matrix product, scheduling how much of the
+a training step beside the machine's matrix product, vanishing a step whose
+gradients vanish with and without subnormal numbers, scheduling how much of the
 slots' time is training. Nothing else should run meanwhile: it takes about
 twelve minutes on two cores.
 """
@@ -25,6 +26,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from analysis.results import Trial, read_trials
+from jobs import machine
 from jobs.cluster import WORKER_ENVIRONMENT
 from models.palindromes import palindromes
 from models.recurrent import build, train_epoch
@@ -148,27 +150,30 @@ def best_rate(work: Callable[[], object], amount: float, repeats: int = 5) -> fl
     return amount / min(seconds)
 
 
+def training_of(length: int, steps: int) -> Callable[[], float]:
+    """Returns what trains a new LSTM for so many steps."""
+    network = build("lstm", HIDDEN, "uniform", seed=0, length=length)
+    optimizer = torch.optim.Adam(network.parameters(), fused=True)
+    data = palindromes(0, length, 20_000).train
+    order = torch.randperm(len(data))[: steps * BATCH]
+    return lambda: train_epoch(network, optimizer, data, order, BATCH)
+
+
 def step_against_ceiling(length: int) -> tuple[float, float]:
     """Returns GFLOP/s of the LSTM's matrix product alone and of whole training steps, one thread.
 
     A step's work is counted as its recurrent products alone: forward, and two backward.
     """
-    torch.set_num_threads(1)
+    machine.compute_with(threads=1)
     h, w = torch.randn(BATCH, HIDDEN), torch.randn(HIDDEN, 4 * HIDDEN)
     flop = 2 * BATCH * HIDDEN * 4 * HIDDEN
     steps = max(5, 1400 // length)  # of a part of a second each
-    network = build("lstm", HIDDEN, "uniform", seed=0, length=length)
-    optimizer = torch.optim.Adam(network.parameters(), fused=True)
-    data = palindromes(0, length, 20_000).train
-    order = torch.randperm(len(data))[: steps * BATCH]
-    train_epoch(network, optimizer, data, order, BATCH)
+    train = training_of(length, steps)
+    train()
     ceiling, trained = 0.0, 0.0
     for _ in range(3):  # in turns, so that both see the same machine
         ceiling = max(ceiling, best_rate(lambda: [h @ w for _ in range(500)], 500 * flop))
-        work = 3 * length * steps * flop
-        trained = max(
-            trained, best_rate(lambda: train_epoch(network, optimizer, data, order, BATCH), work, 3)
-        )
+        trained = max(trained, best_rate(train, 3 * length * steps * flop, 3))
     return ceiling / 1e9, trained / 1e9
 
 
@@ -179,6 +184,26 @@ def ceiling() -> None:
         answer = in_a_fresh_process(f"step:{length}", {**os.environ, **WORKER_ENVIRONMENT})
         top, trained = map(float, answer.split())
         print(f"| {length} | {top:.1f} | {trained:.1f} | {trained / top:.0%} |", flush=True)
+
+
+def steps_with_and_without_subnormals(length: int) -> tuple[float, float]:
+    """Returns training steps per second, one thread, without and with what a trial does to them."""
+    machine.compute_with(threads=1)
+    rates = [0.0, 0.0]
+    for _ in range(3):
+        for flushed in (False, True):
+            torch.set_flush_denormal(flushed)
+            rates[flushed] = max(rates[flushed], best_rate(training_of(length, 2), 2, 2))
+    return rates[0], rates[1]
+
+
+def vanishing() -> None:
+    print("| length | as computed (steps/s) | subnormal numbers as zero | times as fast |")
+    print("| --- | --- | --- | --- |")
+    for length in (50, 100, 200, 500):
+        answer = in_a_fresh_process(f"subnormal:{length}", {**os.environ, **WORKER_ENVIRONMENT})
+        without, flushed = map(float, answer.split())
+        print(f"| {length} | {without:.1f} | {flushed:.1f} | {flushed / without:.1f} |", flush=True)
 
 
 def scheduling(slots: int) -> None:
@@ -207,6 +232,7 @@ def main() -> None:
     tables: dict[str, Callable[[], None]] = {
         "throughput": lambda: throughput(slots),
         "ceiling": ceiling,
+        "vanishing": vanishing,
         "scheduling": lambda: scheduling(slots),
     }
     parser = argparse.ArgumentParser(
@@ -219,6 +245,8 @@ def main() -> None:
         print(usual_sequences_per_second(int(length)))
     elif part == "step":
         print(*step_against_ceiling(int(length)))
+    elif part == "subnormal":
+        print(*steps_with_and_without_subnormals(int(length)))
     elif asked and part not in tables:
         parser.error(f"{asked}: not one of {', '.join(tables)}")
     else:
