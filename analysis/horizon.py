@@ -15,6 +15,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from analysis.arguments import Parser, check_writable
 from analysis.figures import COLORS, LOOKS, NAMES, heat_map, save
@@ -168,6 +169,9 @@ def draw_sequences(table: pd.DataFrame, out: Path) -> Path:
                 + (f"; {len(never)} of {len(part)} trials never." if len(never) else ".")
             )
         axes.set(title=NAMES[cell], yscale="log", xticks=sorted(table["length"].unique()))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
         for lag, sequences in PUBLISHED.items():
             if cell == "lstm" and lag <= 2 * table["length"].max():
@@ -204,7 +208,10 @@ def draw_falls(table: pd.DataFrame, out: Path) -> Path:
     left.barh(places, found["falls_per_100"], color=COLORS[1])
     left.set_yticks(places, names)
     left.invert_yaxis()
-    left.set(title="Falls of over 5 points per 100 epochs")
+    left.set(
+        title="Falls of over 5 points per 100 epochs",
+        xlim=(0, 1.05 * max(1, found["falls_per_100"].max())),
+    )
     edge = np.zeros(len(found))
     for kind, color in zip(
         ("solved", "fell", "partly", "plateau"), ("#009E73", "#D55E00", "#E6C229", "#999999"),
