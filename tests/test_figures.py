@@ -91,7 +91,7 @@ def size(picture: Path) -> tuple[int, int]:
 def made(rows: list[tuple[str, str, int, int, float]]) -> pd.DataFrame:
     """Returns a table of finished trials: cell, start, length, seed, accuracy."""
     columns = ["cell", "start", "length", "seed", "val_accuracy"]
-    return pd.DataFrame(rows, columns=columns).assign(epochs=20)
+    return pd.DataFrame(rows, columns=columns).assign(epoch=20)
 
 
 def undo_last_epoch(trial: Path) -> None:
