@@ -159,8 +159,8 @@ def draw_report_figures(finished: pd.DataFrame, out: Path) -> list[Path]:
         part = found[(found["cell"] == cell) & rows]
         if part.empty:
             continue
-        epochs = finished.merge(part[SETTING], on=SETTING)["epoch"]  # they may end early
-        title = f"Figure {name[-1]}: {NAMES[cell]} after {shown_range(epochs)} epochs"
+        epochs = sorted(finished.merge(part[SETTING], on=SETTING)["epoch"].unique())  # done
+        title = f"Figure {name[-1]}: {NAMES[cell]} after {' or '.join(map(str, epochs))} epochs"
         pictures.append(save(accuracy_figure(part, title), part, out, name, told(part)))
     # Where only one cell was trained there is nothing to compare, and its epochs may be fewer.
     shared = found.groupby("length")["cell"].transform("nunique") == found["cell"].nunique()

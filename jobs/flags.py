@@ -10,10 +10,12 @@ given(parser.parse_args(), Settings)   # {"lengths": (3, 4)}: only what was type
 """
 
 import argparse
+import atexit
 import dataclasses
 import os
 import re
 import shlex
+import signal
 import sys
 import types
 import typing
@@ -194,11 +196,15 @@ def one_line(main: Callable[[], int]) -> typing.NoReturn:
             code = 2 if isinstance(trouble, Trouble) else 1
         except KeyboardInterrupt:
             code = interrupt.CODE
-        # The answer is on its way, if it is not there.
-        if interrupt.asked.wait(1 if code == interrupt.CODE else 0):
+        if code == interrupt.CODE:
+            signal.signal(signal.SIGINT, lambda *_: None)  # of the same press, once more
+            interrupt.asked.wait(1)  # until that is said
+        if code == interrupt.CODE or interrupt.asked.is_set():
             # Ray takes seconds to stop what ends with this process in any case, and may crash when
             # it has half begun.
             with suppress(OSError):  # nobody reads it
                 sys.stdout.flush()
             os._exit(code)
+    # All is told, so Ctrl-C may cut short what is done at the exit: this is done first.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
     sys.exit(code)

@@ -14,6 +14,12 @@ ONE_PRESS = 0.3  # seconds: some programs hand on to their child what the termin
 asked = threading.Event()  # to stop
 
 
+def end_quietly() -> None:
+    """Has Ctrl-C just end this process, until it is `answered`: no traceback of slow imports."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may have it ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def answered() -> Iterator[None]:
     """Within the block, in the main thread, Ctrl-C is answered, whatever this process is doing.
@@ -22,7 +28,7 @@ def answered() -> Iterator[None]:
     call of Ray's hears nothing. So the answer comes from a thread, to which the signal goes through
     a pipe. The second Ctrl-C ends the process: a Ray that it started ends with it.
     """
-    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as end_quietly() leaves it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)

@@ -13,8 +13,9 @@ import torch
 def compute_with(threads: int) -> None:
     """Has the calling thread compute with so many threads, and count subnormal numbers as zero.
 
-    Gradients that vanish pass through these, below 1e-38, or stay there: rounding keeps the
-    smallest of them at each product with more than a half. A CPU takes many times as long for them.
+    Gradients that vanish are subnormal, below 1e-38, before they are zero, and may stay so: the
+    smallest such number, times more than a half, is rounded to itself. A CPU takes many times as
+    long to compute with them.
     """
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)

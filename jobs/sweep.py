@@ -12,10 +12,10 @@ The same command again continues: finished trials stay, the others go on from
 their last epoch.
 """
 
-import signal
+from jobs import interrupt
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of the imports: they take seconds
+if __name__ == "__main__":
+    interrupt.end_quietly()  # for as long as the imports take
 
 import tempfile
 import time

@@ -159,26 +159,13 @@ def _configuration(address: str, launches: dict[str, int]) -> dict[str, object]:
 def _end_session(start: subprocess.Popen) -> None:
     """Kills what `start` started: the session is theirs for as long as one of them lives."""
     deadline = time.monotonic() + 20
-    while pids := _session(start.pid):  # more than once: a process may have started another
+    while pids := scripts.session_of(start.pid):  # again: a process may have started another
         assert time.monotonic() < deadline, f"these do not end: {pids}"
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
     start.wait()
-
-
-def _session(leader: int) -> list[int]:
-    """Returns the processes of a session that live."""
-    pids = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            state, _, _, session = (process / "stat").read_text().rpartition(")")[2].split()[:4]
-        except OSError:
-            continue  # it has ended
-        if int(session) == leader and state not in "ZX":
-            pids.append(int(process.name))
-    return pids
 
 
 def _naming(place: str) -> list[str]:

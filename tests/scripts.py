@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 TOP = Path(__file__).parent.parent
@@ -50,14 +50,17 @@ def started(script: str, *arguments: object, **options: object) -> Iterator[subp
         process.wait()
 
 
-def processes_of(driver: subprocess.Popen) -> list[int]:
-    """Returns the pids of what runs of a script that was `started`, Ray's processes and all."""
-    found = []
+def session_of(leader: int) -> list[int]:
+    """Returns the processes of a session that live."""
+    pids = []
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(ProcessLookupError):  # it has ended
-            if os.getsid(int(process.name)) == driver.pid:
-                found.append(int(process.name))
-    return found
+        try:
+            state, _, _, session = (process / "stat").read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue  # it has ended
+        if int(session) == leader and state not in "ZX":
+            pids.append(int(process.name))
+    return pids
 
 
 def wait_for(
