@@ -1,6 +1,7 @@
 """analysis/trials.py, the command."""
 
 import csv
+import gzip
 import io
 import shutil
 import sys
@@ -129,6 +130,14 @@ def test_csv_has_every_row_and_column_to_the_last_digit(tiny, shown, tmp_path, f
     for name in MEASURED:
         assert [float(line[header.index(name)]) for line in found] == list(expected[name])
     assert "\n".join(shown(tiny, *flags, "--csv", "-")) + "\n" == file.read_text()
+
+
+def test_packed_csv_is_the_same_table_and_the_same_file_each_time(tiny, shown, tmp_path):
+    file = tmp_path / "epochs.csv.gz"
+    shown(tiny, "--epochs", "--csv", file)
+    packed = file.read_bytes()
+    assert gzip.decompress(packed).decode().splitlines() == shown(tiny, "--epochs", "--csv", "-")
+    assert packed[4:8] == bytes(4)  # RFC 1952: when it was made
 
 
 def test_csv_obeys_the_other_flags(tiny, shown):
