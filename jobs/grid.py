@@ -53,7 +53,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 STEADY = Sweep(clip=1.0, warmup=100, decay="cosine", inputs="standard", hold=3, checks=10)
 LSTM = replace(STEADY, cells=("lstm",), start=("chrono",), lr=0.005)
 RNN = replace(STEADY, cells=("rnn",), start=("orthogonal",), lr=0.001)
-FAR = {"lengths": (10, 20, 35, 50, 75, 100, 150), "samples": 25_000, "epochs": 16}
+FAR = {"lengths": (10, 20, 35, 50, 75, 100, 150), "samples": 25_000, "epochs": 10}
 
 # A preset is one grid or several, and flags change them all.
 PRESETS = {
