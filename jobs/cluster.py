@@ -27,22 +27,11 @@ WORKER_ENVIRONMENT = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:2",
 }
 
-# What Ray says unasked and a user can do nothing about.
-QUIET = {
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a warning about a default that is to change
-    "RAY_COLOR_PREFIX": "0",  # of what it says of lost nodes, also into files
-    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's tables: the job has a progress line of its own
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # tracebacks of each retry: the job tells what failed
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-}
-
 GPU_SHARE = 0.25  # of a GPU for one small network: four of them fill it
 
 
 def connect(address: str | None) -> None:
     """Connects to the cluster at `address`, else to the one running here, else starts Ray here."""
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
     # What tells failures a second time.
     for name in ("tune", "execution.experiment_state", "execution.tune_controller"):
         logging.getLogger(f"ray.tune.{name}").setLevel(logging.CRITICAL)

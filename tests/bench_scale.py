@@ -9,7 +9,6 @@ leave this machine's cores alone.
 
 import argparse
 import itertools
-import os
 import tempfile
 import time
 from dataclasses import asdict
@@ -85,7 +84,6 @@ def main() -> None:
     parser.add_argument("table", type=Path, metavar="TABLE", help="the CSV to write")
     table = parser.parse_args().table
     sweep.train = sleeping
-    os.environ.update(cluster.QUIET)
     quiet = {"logging_level": "ERROR", "log_to_driver": False, "include_dashboard": False}
     ray.init(num_cpus=SLOTS, runtime_env=cluster.runtime_env(), **quiet)
     rows = []

@@ -117,6 +117,7 @@ def test_a_worker_that_is_killed_makes_no_difference(tmp_path, images, undisturb
         output, _ = driver.communicate(timeout=200)
     assert driver.returncode == 0, output
     assert "2 of them go on from epoch" in output
+    assert "(raylet)" not in output  # Ray's own paragraph about it
     found = rows(folder)
     resumed = found[-1]["restored_epoch"]
     assert 2 <= resumed < EPOCHS

@@ -17,13 +17,10 @@ CONFIGS = [{"number": n, "letter": letter} for n in (3, 1, 2) for letter in "ba"
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_with_four_slots():
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in cluster.QUIET.items():
-            environment.setenv(name, value)
-        quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
-        ray.init(num_cpus=4, runtime_env=cluster.runtime_env(), **quiet)
-        yield
-        ray.shutdown()
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+    ray.init(num_cpus=4, runtime_env=cluster.runtime_env(), **quiet)
+    yield
+    ray.shutdown()
 
 
 class Stop(tune.Callback):
