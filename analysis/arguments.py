@@ -2,8 +2,15 @@
 
 import argparse
 import os
+import signal
 from pathlib import Path
 from typing import NoReturn
+
+
+def end_quietly() -> None:
+    """Has Ctrl-C just end this process, without a traceback: there is nothing to put in order."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may have it ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Parser(argparse.ArgumentParser):

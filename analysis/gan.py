@@ -9,6 +9,11 @@ shows the same latent vectors over the epochs. A training that is still running
 may be drawn.
 """
 
+from analysis.arguments import Parser, check_writable, end_quietly
+
+if __name__ == "__main__":
+    end_quietly()  # for as long as it runs: the imports alone take seconds
+
 import sys
 from pathlib import Path
 
@@ -19,7 +24,6 @@ from matplotlib.animation import PillowWriter
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from analysis.arguments import Parser, check_writable
 from analysis.figures import COLORS, save
 from analysis.images import GREY, seen_table, tiled
 from analysis.interpolation import draw_interpolation, pairs_of

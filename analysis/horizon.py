@@ -8,6 +8,11 @@ It draws what the trials can tell: gradients where they were trained with
 are not finished are left out, and counted.
 """
 
+from analysis.arguments import Parser, check_writable, end_quietly
+
+if __name__ == "__main__":
+    end_quietly()  # for as long as it runs: the imports alone take seconds
+
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +22,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from analysis.arguments import Parser, check_writable
 from analysis.figures import COLORS, LOOKS, NAMES, heat_map, save
 from analysis.results import NoResults, Trial
 from analysis.sweep import CHANCE, REMEMBERS, SETTING, is_finished, read_sweeps, tell_drawn

@@ -8,6 +8,11 @@ sorts and filters with each one's learning curve, the GAN's images over the
 epochs, settings, machines, failures.
 """
 
+from analysis.arguments import Parser, check_writable, end_quietly
+
+if __name__ == "__main__":
+    end_quietly()  # for as long as it runs: the imports alone take seconds
+
 import base64
 import io
 import json
@@ -24,7 +29,6 @@ import pandas as pd
 from PIL import Image
 
 from analysis import gan, sweep
-from analysis.arguments import Parser, check_writable
 from analysis.images import seen_table, tiled
 from analysis.interpolation import PAIRS, draw_interpolation
 from analysis.results import NoResults, Trial, read_trials, trials_table

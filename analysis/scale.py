@@ -6,11 +6,14 @@
 The table is what tests/bench_scale.py wrote.
 """
 
+from analysis.arguments import Parser, end_quietly
+
+if __name__ == "__main__":
+    end_quietly()  # for as long as it runs: the imports alone take seconds
+
 import sys
 
 import pandas as pd
-
-from analysis.arguments import Parser
 
 
 def at(table: pd.DataFrame, column: str, trials: int) -> float:

@@ -9,6 +9,11 @@ lists the sharp drops of accuracy. A sweep that is still running may be drawn:
 trials that have not reached their last epoch are left out, and counted.
 """
 
+from analysis.arguments import Parser, check_writable, end_quietly
+
+if __name__ == "__main__":
+    end_quietly()  # for as long as it runs: the imports alone take seconds
+
 import sys
 from pathlib import Path
 
@@ -18,7 +23,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.arguments import Parser, check_writable
 from analysis.figures import LOOKS, NAMES, STARTS, heat_map, save
 from analysis.results import NoResults, Trial, epochs_table, read_trials, trials_table
 from models.palindromes import Sequences, palindromes

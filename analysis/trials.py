@@ -6,13 +6,17 @@
   python analysis/trials.py s3://BUCKET/sweeps/figures --epochs --csv epochs.csv
 """
 
+from analysis.arguments import Parser, end_quietly
+
+if __name__ == "__main__":
+    end_quietly()  # for as long as it runs: the imports alone take seconds
+
 import argparse
 import shutil
 import sys
 
 import pandas as pd
 
-from analysis.arguments import Parser
 from analysis.results import TUNE_COLUMNS, NoResults, epochs_table, read_trials, trials_table
 
 # Reported too, but not what one looks for first.

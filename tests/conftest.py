@@ -2,6 +2,7 @@
 
 import atexit
 import json
+import logging
 import os
 import shutil
 import signal
@@ -69,6 +70,25 @@ def gan_run(tmp_path_factory) -> Path:
     for name, content in {"params.json": config, "settings.json": [config]}.items():
         (folder / name).write_text(json.dumps(content))
     return folder
+
+
+@pytest.fixture(scope="module")
+def amazon():
+    """HOST:PORT of a server on loopback that is AWS to this process and its children."""
+    from moto.server import ThreadedMotoServer  # seconds, for two files of tests
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("MOTO_IAM_LOAD_MANAGED_POLICIES", "true")
+        environment.setenv("AWS_ACCESS_KEY_ID", "someone")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        address = "{}:{}".format(*server.get_host_and_port())
+        environment.setenv("AWS_ENDPOINT_URL", f"http://{address}")
+        yield address
+        server.stop()
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from pathlib import Path
 import boto3
 import pytest
 import yaml
-from moto.server import ThreadedMotoServer
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from ray.autoscaler._private.aws.config import bootstrap_aws
@@ -155,26 +154,17 @@ def _files(folder: Path) -> set[Path]:
     }
 
 
-def test_amazon_lets_the_world_in_by_ssh_alone(config, monkeypatch, tmp_path):
+def test_amazon_lets_the_world_in_by_ssh_alone(amazon, config, monkeypatch, tmp_path):
     """What Ray asks of AWS before it starts the head, asked of a server that stands in for it."""
-    monkeypatch.setenv("MOTO_IAM_LOAD_MANAGED_POLICIES", "true")
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", config["provider"]["region"])
-        monkeypatch.setenv("HOME", str(tmp_path))  # where it puts the key that it makes
-        role = config["available_node_types"]["worker"]["node_config"]["IamInstanceProfile"]["Name"]
-        iam = boto3.client("iam")  # which Ray makes, too, and then waits a quarter of a minute
-        iam.create_role(RoleName=role, AssumeRolePolicyDocument="{}")
-        iam.create_instance_profile(InstanceProfileName=role)
-        iam.add_role_to_instance_profile(InstanceProfileName=role, RoleName=role)
-        prepared = bootstrap_aws(config)
-        groups = boto3.client("ec2").describe_security_groups()["SecurityGroups"]
-    finally:
-        server.stop()
+    monkeypatch.setenv("AWS_DEFAULT_REGION", config["provider"]["region"])
+    monkeypatch.setenv("HOME", str(tmp_path))  # where it puts the key that it makes
+    role = config["available_node_types"]["worker"]["node_config"]["IamInstanceProfile"]["Name"]
+    iam = boto3.client("iam")  # which Ray makes, too, and then waits a quarter of a minute
+    iam.create_role(RoleName=role, AssumeRolePolicyDocument="{}")
+    iam.create_instance_profile(InstanceProfileName=role)
+    iam.add_role_to_instance_profile(InstanceProfileName=role, RoleName=role)
+    prepared = bootstrap_aws(config)
+    groups = boto3.client("ec2").describe_security_groups()["SecurityGroups"]
 
     named = {group["GroupId"]: group for group in groups}
     for kind in prepared["available_node_types"].values():

@@ -1,4 +1,4 @@
-"""How a job ends, by Ctrl-C or otherwise, without Ray; the jobs' own tests have Ctrl-C as well."""
+"""How a script ends, by Ctrl-C or otherwise, without Ray; the jobs' tests have Ctrl-C as well."""
 
 import errno
 import os
@@ -67,6 +67,17 @@ def test_ctrl_c_while_a_job_imports_what_it_needs_is_no_traceback(job, tmp_path)
         output, _ = driver.communicate(timeout=60)
     # The latter, with its answer, where the imports were over by then.
     assert (driver.returncode, output) in [(-signal.SIGINT, ""), (130, interrupt.ANSWER + "\n")]
+
+
+@pytest.mark.parametrize("name", ["gan", "horizon", "report", "scale", "sweep", "trials"])
+def test_ctrl_c_ends_an_analysis_without_a_traceback(name, tmp_path):
+    with started(f"analysis/{name}.py", tmp_path) as script:
+        loaded = Path(f"/proc/{script.pid}/maps")
+        wait_for(lambda: "numpy" in loaded.read_text(), script, every=0.01)  # the first it imports
+        script.send_signal(signal.SIGINT)
+        output, _ = script.communicate(timeout=60)
+    assert "Traceback" not in output
+    assert script.returncode in (-signal.SIGINT, 2)  # the latter where it was over by then
 
 
 def test_a_ctrl_c_that_comes_twice_at_once_is_one():

@@ -1,12 +1,9 @@
 """Runs whose storage is a bucket, of an S3 server on this machine's loopback."""
 
-import logging
-
 import boto3
 import pytest
 from conftest import GRID
 from experiments import MEASURED, NAMES
-from moto.server import ThreadedMotoServer
 from scripts import run, started, wait_for
 from sets import part_of_mnist
 
@@ -16,22 +13,9 @@ BUCKET = "runs"
 
 
 @pytest.fixture(scope="module")
-def server():
-    """The address of a server with an empty bucket, which this process and its children know."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    try:
-        address = "{}:{}".format(*moto.get_host_and_port())
-        with pytest.MonkeyPatch.context() as environment:
-            environment.setenv("AWS_ACCESS_KEY_ID", "someone")
-            environment.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-            environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-            environment.setenv("AWS_ENDPOINT_URL", f"http://{address}")
-            boto3.client("s3").create_bucket(Bucket=BUCKET)
-            yield address
-    finally:
-        moto.stop()
+def server(amazon):
+    boto3.client("s3").create_bucket(Bucket=BUCKET)
+    return amazon
 
 
 def numbers(results: str) -> dict[str, list[tuple]]:
