@@ -1,7 +1,7 @@
 """What a sweep is: a grid of trials, each with its settings and a name; and the presets.
 
 parts = changed(PRESETS["horizon"], {"seeds": (0,)})
-configs = {trial_name(config): config for part in parts for config in trial_configs(part)}
+configs = {trial_name(config): config for config in trial_configs(*parts)}
 """
 
 import math
@@ -72,22 +72,25 @@ ABLATED = tuple(
 )
 
 
-def trial_configs(sweep: Sweep) -> list[dict[str, Any]]:
+def trial_configs(*parts: Sweep) -> list[dict[str, Any]]:
     """Returns each trial's settings: seed by seed, so that a run cut short has whole figures."""
-    recipe = asdict(sweep)
-    for axis in ("cells", "lengths", "seeds", "start", "variants"):
-        del recipe[axis]
+    configs = []
+    for part in parts:
+        recipe = asdict(part)
+        for axis in ("cells", "lengths", "seeds", "start", "variants"):
+            del recipe[axis]
+        configs += [
+            {"cell": cell, "length": length, "seed": seed, "start": start, "variant": variant}
+            | recipe
+            | VARIANTS[variant]
+            for seed in part.seeds
+            for length in part.lengths
+            for cell in part.cells
+            for start in part.start
+            for variant in part.variants
+        ]
     # And the long ones first: no straggler at the end.
-    return [
-        {"cell": cell, "length": length, "seed": seed, "start": start, "variant": variant}
-        | recipe
-        | VARIANTS[variant]
-        for seed in sweep.seeds
-        for length in sorted(sweep.lengths, reverse=True)
-        for cell in sweep.cells
-        for start in sweep.start
-        for variant in sweep.variants
-    ]
+    return sorted(configs, key=lambda config: (config["seed"], -config["length"]))
 
 
 def trial_name(config: dict[str, Any]) -> str:

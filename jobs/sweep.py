@@ -268,7 +268,7 @@ def settings() -> tuple[tuple[Sweep, ...], Run]:
 def main() -> int:
     parts, run = settings()
     identity = [asdict(part) for part in parts]
-    configs = {trial_name(config): config for part in parts for config in trial_configs(part)}
+    configs = {trial_name(config): config for config in trial_configs(*parts)}
     folder = storage.run_folder(run.storage, run.name, run.fresh)
     storage.compare(folder, identity)
     finished, failures = finished_trials(folder, configs), []

@@ -53,7 +53,7 @@ class Cluster:
     def start_ray(self, name: str) -> None:
         where = "--head --port=6379" if name == "head" else f"--address={self.head}:6379"
         # First ends whatever is left there of an earlier cluster.
-        line = f"ray stop --force; RAY_AUTH_MODE=token ray start {where} --num-cpus=1"
+        line = f"ray stop --force; RAY_AUTH_MODE=token ray start {where}"
         done = self.net[name].run(line)
         assert done.returncode == 0, done.stdout
 

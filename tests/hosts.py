@@ -105,7 +105,10 @@ class Host:
             "[global]\nno-index = true\n[install]\nno-build-isolation = false\n"
             "disable-pip-version-check = true\n"
         )
-        (self.home / ".bashrc").write_text(f'export PATH="{HOME}/venv/bin:{PATH}"\n')
+        # One CPU each: together they have no more than the machine that they are on, or hardly.
+        (self.home / ".bashrc").write_text(
+            f'export PATH="{HOME}/venv/bin:{PATH}" RAY_OVERRIDE_RESOURCES=\'{{"CPU": 1}}\'\n'
+        )
         ssh = self.home / ".ssh"
         ssh.mkdir(mode=0o700)
         shutil.copy(self.network.key.with_suffix(".pub"), ssh / "authorized_keys")

@@ -442,7 +442,7 @@ def test_on_a_cluster_the_commands_to_type_are_those_of_its_users_terminal(monke
 def test_the_default_preset_is_the_reports_three_figures(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["sweep.py"])
     parts, run_settings = sweep.settings()
-    configs = [config for part in parts for config in grid.trial_configs(part)]
+    configs = grid.trial_configs(*parts)
     assert run_settings.name == "figures"
     expected = {("lstm", n, 20) for n in range(3, 25)} | {("rnn", n, 20) for n in range(3, 25)}
     expected |= {("lstm", n, 5) for n in range(25, 36)}
@@ -476,9 +476,16 @@ def test_flags_change_every_grid_of_a_preset_and_no_trial_is_in_two(monkeypatch)
     assert (lstm.lr, rnn.lr) == (grid.LSTM.lr, grid.RNN.lr)
 
 
+def test_a_sweep_of_two_grids_does_all_of_one_seed_before_the_next(monkeypatch):
+    configs = grid.trial_configs(*asked_for(monkeypatch, "--preset", "horizon"))
+    order = [(config["seed"], -config["length"]) for config in configs]
+    assert order == sorted(order)
+    assert {config["cell"] for config in configs[:7]} == {"lstm", "rnn"}
+
+
 def test_a_variant_changes_one_setting_of_the_recipe_and_has_a_name_of_its_own(monkeypatch):
     parts = asked_for(monkeypatch, "--preset", "horizon", "--ablate")
-    configs = [config for part in parts for config in grid.trial_configs(part)]
+    configs = grid.trial_configs(*parts)
     assert len({grid.trial_name(config) for config in configs}) == len(configs)
     assert {(c["cell"], c["length"]) for c in configs} == {
         (cell, length) for cell in ("lstm", "rnn") for length in (35, 100)
