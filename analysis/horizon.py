@@ -91,15 +91,21 @@ def kind_name(cell: str, start: str, variant: str) -> str:
 
 
 def reach_of_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """Returns, for each kind and seed, the length up to which all lengths end at 99 %, else 0."""
+    """Returns, for each kind and seed, the length up to which all lengths end at 99 %, else 0.
 
-    def reach(part: pd.DataFrame) -> int:
-        ordered = part.sort_values("length")
-        solved = ordered.loc[(ordered["val_accuracy"] >= REMEMBERS).cummin(), "length"]
-        return int(solved.max()) if len(solved) else 0
-
-    grouped = table.groupby([*KINDS, "seed"])[["length", "val_accuracy"]]
-    return grouped.apply(reach).rename("reach").reset_index()
+    Without the seeds of which it is not known yet: of a length up to there there is no trial.
+    """
+    rows = []
+    for kind, part in table.groupby(KINDS):
+        lengths = sorted(part["length"].unique())
+        for seed, of_seed in part.groupby("seed"):
+            ends = of_seed.set_index("length")["val_accuracy"].reindex(lengths)
+            learned = ends.dropna() >= REMEMBERS
+            stops = lengths.index(learned.idxmin()) if not learned.all() else len(lengths)
+            if ends[:stops].notna().all():
+                row = dict(zip(KINDS, kind, strict=True))
+                rows.append({**row, "seed": seed, "reach": lengths[stops - 1] if stops else 0})
+    return pd.DataFrame(rows, columns=[*KINDS, "seed", "reach"])
 
 
 def draw_accuracy(table: pd.DataFrame, out: Path) -> list[Path]:
@@ -117,8 +123,10 @@ def draw_accuracy(table: pd.DataFrame, out: Path) -> list[Path]:
             + "."
             for start, row in shown.iterrows()
         )
-        seeds = part["seed"].nunique()
-        title = f"{NAMES[cell]}: accuracy at the end (mean of {seeds} seeds)"
+        seeds = part.groupby([rows, "length"]).size()
+        least, most = seeds.min(), seeds.max()
+        mean_of = f"{most}" if least == most else f"{least} to {most}"
+        title = f"{NAMES[cell]}: accuracy at the end (mean of {mean_of} seeds)"
         figure = heat_map(
             shown, title, "sequence length (digits read)", "start", "validation accuracy (%)"
         )
@@ -313,11 +321,15 @@ def draw(done: list[Trial], out: Path) -> list[Path]:
 def findings(done: list[Trial]) -> list[str]:
     """Returns a line for each kind: how far its seeds reach, how its trials ended, its falls."""
     table = pd.DataFrame([described(trial) for trial in done])
-    reach = reach_of_seeds(table).groupby(KINDS)["reach"].agg(["min", "max"])
+    reach = (
+        reach_of_seeds(table)
+        .groupby(KINDS)["reach"]
+        .agg(lambda lengths: f"{lengths.min()} to {lengths.max()} by seed")
+    )
     return [
-        f"{kind_name(*row[:3])}: effective length {reach.loc[row[:3], 'min']} to "
-        f"{reach.loc[row[:3], 'max']} by seed; {row.solved} solved, {row.fell} fell, "
-        f"{row.partly} partly, {row.plateau} at chance; {row.falls} falls in {row.epochs} epochs"
+        f"{kind_name(*row[:3])}: effective length {reach.get(row[:3], 'not known yet')}; "
+        f"{row.solved} solved, {row.fell} fell, {row.partly} partly, {row.plateau} at chance; "
+        f"{row.falls} falls in {row.epochs} epochs"
         for row in falls_table(table).itertuples(index=False)
     ]
 

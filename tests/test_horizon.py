@@ -80,6 +80,8 @@ def test_the_reach_of_a_seed_ends_at_its_first_length_that_is_not_solved(tmp_pat
         trial(tmp_path, [1, 1, 1, least], length=length, seed=0)
         trial(tmp_path, [1, 1, 1, 1], length=length, seed=1)
     trial(tmp_path, [0.1] * 4, length=5, seed=2)
+    for length in (5, 30):  # what comes between is under way
+        trial(tmp_path, [1, 1, 1, 1], length=length, seed=3)
     reach = horizon.reach_of_seeds(described(tmp_path)).set_index("seed")["reach"]
     assert reach.to_dict() == {0: 10, 1: 30, 2: 0}
 
