@@ -20,7 +20,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from analysis.figures import COLORS, LOOKS, NAMES, heat_map, save
 from analysis.results import NoResults, Trial
@@ -125,8 +125,10 @@ def draw_accuracy(table: pd.DataFrame, out: Path) -> list[Path]:
         )
         seeds = part.groupby([rows, "length"]).size()
         least, most = seeds.min(), seeds.max()
-        mean_of = f"{most}" if least == most else f"{least} to {most}"
-        title = f"{NAMES[cell]}: accuracy at the end (mean of {mean_of} seeds)"
+        count = "1 seed" if most == 1 else f"{most} seeds"
+        if least < most:
+            count = f"{least} to {count}"
+        title = f"{NAMES[cell]}: accuracy at the end (mean of {count})"
         figure = heat_map(
             shown, title, "sequence length (digits read)", "start", "validation accuracy (%)"
         )
@@ -232,6 +234,7 @@ def draw_falls(table: pd.DataFrame, out: Path) -> Path:
         right.barh(places, found[kind], left=edge, color=color, label=kind)
         edge += found[kind]
     right.set(title="How the trials ended")
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4)
     told = " ".join(
         f"{name}: {row['falls']} falls in {row['epochs']} epochs, {row['solved']} solved, "
