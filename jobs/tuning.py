@@ -1,6 +1,7 @@
 """What Ray Tune is given beside the job: its list of trials, a limit on them, its progress."""
 
 import json
+import pickletools
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -60,13 +61,24 @@ def param_space(configs: list[Config]) -> Config:
 
 
 def ended_trials(folder: Folder) -> set[str] | None:
-    """Returns the trials that have ended well by Tune's snapshot, None where there is none."""
-    snapshots = [name for name in folder.names() if name.startswith("experiment_state-")]
+    """Returns the trials that have ended well by Tune's snapshot, None where it is not whole.
+
+    It is two files: the trials, and the list that they come from. A disk that is full may have
+    taken the one and not the other.
+    """
+    names = folder.names()
+    snapshots = [name for name in names if name.startswith("experiment_state-")]
     if not snapshots:
         return None
+    newest = max(snapshots)
+    trial_list = newest.replace("experiment_state", "basic-variant-state")
+    if trial_list not in names:
+        return None
     try:
-        trials = [json.loads(t) for t, _ in json.loads(folder.read(max(snapshots)))["trial_data"]]
-    except (ValueError, KeyError):  # half-written when the driver was killed
+        trials = [json.loads(t) for t, _ in json.loads(folder.read(newest))["trial_data"]]
+        for _ in pickletools.genops(folder.read(trial_list)):  # to its end, without running it
+            pass
+    except (ValueError, KeyError):  # half-written
         return None
     return {t["custom_trial_name"] for t in trials if t["status"] == Trial.TERMINATED}
 

@@ -105,7 +105,7 @@ class Host:
             "[global]\nno-index = true\n[install]\nno-build-isolation = false\n"
             "disable-pip-version-check = true\n"
         )
-        # One CPU each: together they have no more than the machine that they are on, or hardly.
+        # One CPU each: by itself Ray gives every host all those of this machine.
         (self.home / ".bashrc").write_text(
             f'export PATH="{HOME}/venv/bin:{PATH}" RAY_OVERRIDE_RESOURCES=\'{{"CPU": 1}}\'\n'
         )

@@ -12,8 +12,9 @@ from pathlib import Path
 TOP = Path(__file__).parent.parent
 
 # Read when torch is loaded, here and in what is run: several runs share the cores in tests, and
-# threads that spin while another of theirs waits for a core hold up everybody.
+# threads that wait for another of theirs, which waits for a core, hold up everybody.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def command(script: str, *arguments: object) -> list[str]:

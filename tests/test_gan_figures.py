@@ -27,6 +27,7 @@ def trained(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("gan figures")
     data = part_of_mnist(place / "set", 6400, 300)
     flags = ["--data", data, "--epochs", 3, "--keep-every", 1, "--quality-every", 2]
+    flags += ["--cpus-per-worker", 1]  # of cores that others have work for, too
     done = run("jobs/gan.py", *flags, "--storage", place, "--name", "small")
     assert done.returncode == 0, done.stdout + done.stderr
     return place / "small"

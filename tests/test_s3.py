@@ -37,7 +37,7 @@ def test_a_sweep_that_was_killed_goes_on_in_a_bucket(server, tiny, tmp_path):
     command += ["--storage", f"s3://{BUCKET}/some/sweeps", "--name", "rnn"]
     results = f"s3://{BUCKET}/some/sweeps/rnn"
     expected = {name: rows for name, rows in numbers(str(tiny)).items() if name.startswith("rnn")}
-    with started(*command) as driver:
+    with started(*command, "--max-concurrent", 1) as driver:
         wait_for(lambda: finished(results), driver, every=1)  # the server is in this process
         driver.kill()
     before = finished(results)
@@ -59,7 +59,7 @@ def test_a_sweep_that_was_killed_goes_on_in_a_bucket(server, tiny, tmp_path):
 def test_a_gan_has_its_checkpoints_in_a_bucket(server, tmp_path):
     data = part_of_mnist(tmp_path / "set", 1280, 200)
     command = ["jobs/gan.py", "--data", data, "--epochs", 2, "--keep-every", 1]
-    command += ["--storage", f"s3://{BUCKET}", "--name", "gan"]
+    command += ["--cpus-per-worker", 1, "--storage", f"s3://{BUCKET}", "--name", "gan"]
     done = run(*command)
     assert done.returncode == 0, done.stdout + done.stderr
     again = run(*command)

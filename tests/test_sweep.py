@@ -15,7 +15,7 @@ import torch
 from scripts import run, session_of, started, wait_for
 
 from analysis.results import read_trials
-from jobs import gan, grid, interrupt, storage, sweep
+from jobs import gan, grid, interrupt, storage, sweep, tuning
 from jobs.cluster import WORKER_ENVIRONMENT
 from jobs.flags import again, command
 from models import checkpoint
@@ -156,6 +156,16 @@ def test_a_damaged_checkpoint_is_passed_over_and_no_snapshot_of_tunes_is_needed(
     assert f"{trial.name}: damaged and passed over: {names[-1].name};" in again.stdout
     assert measurements(killed) == measurements(undisturbed)
     assert len([path for path in killed.iterdir() if path.is_dir()]) == 2
+
+
+def test_of_tunes_snapshot_both_files_must_be_whole(killed):
+    folder = storage.Folder(str(killed), storage.fs.LocalFileSystem(), str(killed))
+    assert tuning.ended_trials(folder) == set()
+    (trial_list,) = killed.glob("basic-variant-state-*")
+    trial_list.write_bytes(trial_list.read_bytes()[:-1])
+    assert tuning.ended_trials(folder) is None
+    trial_list.unlink()
+    assert tuning.ended_trials(folder) is None
 
 
 def test_a_finished_trial_whose_last_checkpoint_is_lost_does_its_last_epoch_again(
