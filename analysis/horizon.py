@@ -90,21 +90,30 @@ def kind_name(cell: str, start: str, variant: str) -> str:
     return f"{NAMES[cell]}, {start}" + ("" if variant == "plain" else f", {variant}")
 
 
-def reach_of_seeds(table: pd.DataFrame) -> pd.DataFrame:
+def kind_of(trial: Trial) -> tuple[str, str, str]:
+    return trial.config["cell"], trial.config["start"], trial.config.get("variant", "plain")
+
+
+def reach_of_seeds(table: pd.DataFrame, trials: list[Trial]) -> pd.DataFrame:
     """Returns, for each kind and seed, the length up to which all lengths end at 99 %, else 0.
 
-    Without the seeds of which it is not known yet: of a length up to there there is no trial.
+    Without the seeds of which it is not known yet: a trial of a length up to there is not finished.
+
+    Args:
+        table: a row for each finished trial.
+        trials: those that are not finished as well.
     """
+    asked: dict[tuple, set[int]] = {}
+    for trial in trials:
+        asked.setdefault((*kind_of(trial), trial.config["seed"]), set()).add(trial.config["length"])
     rows = []
-    for kind, part in table.groupby(KINDS):
-        lengths = sorted(part["length"].unique())
-        for seed, of_seed in part.groupby("seed"):
-            ends = of_seed.set_index("length")["val_accuracy"].reindex(lengths)
-            learned = ends.dropna() >= REMEMBERS
-            stops = lengths.index(learned.idxmin()) if not learned.all() else len(lengths)
-            if ends[:stops].notna().all():
-                row = dict(zip(KINDS, kind, strict=True))
-                rows.append({**row, "seed": seed, "reach": lengths[stops - 1] if stops else 0})
+    for kind_and_seed, part in table.groupby([*KINDS, "seed"]):
+        lengths = sorted(asked[kind_and_seed])
+        ends = part.set_index("length")["val_accuracy"].reindex(lengths)
+        learned = ends.dropna() >= REMEMBERS
+        stops = lengths.index(learned.idxmin()) if not learned.all() else len(lengths)
+        if ends[:stops].notna().all():
+            rows.append([*kind_and_seed, lengths[stops - 1] if stops else 0])
     return pd.DataFrame(rows, columns=[*KINDS, "seed", "reach"])
 
 
@@ -136,9 +145,9 @@ def draw_accuracy(table: pd.DataFrame, out: Path) -> list[Path]:
     return pictures
 
 
-def draw_reach(table: pd.DataFrame, out: Path) -> Path:
+def draw_reach(table: pd.DataFrame, trials: list[Trial], out: Path) -> Path:
     """Draws the effective length of each seed, by kind."""
-    found = reach_of_seeds(table)
+    found = reach_of_seeds(table, trials)
     kinds = list(found.groupby(KINDS))
     figure, axes = plt.subplots(figsize=(7, 1.2 + 0.4 * len(kinds)))
     told = []
@@ -252,8 +261,7 @@ def gradients_table(trials: list[Trial]) -> pd.DataFrame:
     probed = [trial for trial in trials if trial.rows[0].get("gradient_h")]
     by_kind: dict[tuple, set[int]] = {}
     for trial in probed:
-        kind = (trial.config["cell"], trial.config["start"], trial.config.get("variant", "plain"))
-        by_kind.setdefault(kind, set()).add(trial.config["length"])
+        by_kind.setdefault(kind_of(trial), set()).add(trial.config["length"])
     common = set.intersection(*by_kind.values()) if by_kind else set()
     rows = []
     for trial in probed:
@@ -308,24 +316,24 @@ def _longest_legend(panels: np.ndarray) -> tuple[list, list]:
     return max((axes.get_legend_handles_labels() for axes in panels.flat), key=lambda h: len(h[0]))
 
 
-def draw(done: list[Trial], out: Path) -> list[Path]:
-    """Draws all that the finished trials tell, and writes their table; returns the pictures."""
+def draw(done: list[Trial], trials: list[Trial], out: Path) -> list[Path]:
+    """Draws all that those which are done tell, and writes their table; returns the pictures."""
     table = pd.DataFrame([described(trial) for trial in done])
     table = table.sort_values([*KINDS, "length", "seed"])
     table.to_csv(out / "trials.csv", index=False)
     pictures = draw_accuracy(table, out)
-    pictures += [draw_reach(table, out), draw_sequences(table, out), draw_falls(table, out)]
+    pictures += [draw_reach(table, trials, out), draw_sequences(table, out), draw_falls(table, out)]
     gradients = gradients_table(done)
     if len(gradients):
         pictures.append(draw_gradients(gradients, out))
     return pictures
 
 
-def findings(done: list[Trial]) -> list[str]:
+def findings(done: list[Trial], trials: list[Trial]) -> list[str]:
     """Returns a line for each kind: how far its seeds reach, how its trials ended, its falls."""
     table = pd.DataFrame([described(trial) for trial in done])
     reach = (
-        reach_of_seeds(table)
+        reach_of_seeds(table, trials)
         .groupby(KINDS)["reach"]
         .agg(lambda lengths: f"{lengths.min()} to {lengths.max()} by seed")
     )
@@ -352,8 +360,8 @@ def main() -> int:
     except (NoResults, OSError) as error:
         print(f"analysis/horizon.py: {error}", file=sys.stderr)
         return 2
-    pictures = draw(done, arguments.out)
-    tell_drawn(findings(done), pictures, len(done), len(trials))
+    pictures = draw(done, trials, arguments.out)
+    tell_drawn(findings(done, trials), pictures, len(done), len(trials))
     return 0
 
 

@@ -80,10 +80,20 @@ def test_the_reach_of_a_seed_ends_at_its_first_length_that_is_not_solved(tmp_pat
         trial(tmp_path, [1, 1, 1, least], length=length, seed=0)
         trial(tmp_path, [1, 1, 1, 1], length=length, seed=1)
     trial(tmp_path, [0.1] * 4, length=5, seed=2)
-    for length in (5, 30):  # what comes between is under way
-        trial(tmp_path, [1, 1, 1, 1], length=length, seed=3)
-    reach = horizon.reach_of_seeds(described(tmp_path)).set_index("seed")["reach"]
-    assert reach.to_dict() == {0: 10, 1: 30, 2: 0}
+    reach = horizon.reach_of_seeds(described(tmp_path), list(read_trials(str(tmp_path))))
+    assert reach.set_index("seed")["reach"].to_dict() == {0: 10, 1: 30, 2: 0}
+
+
+def test_the_reach_of_a_seed_is_not_known_before_its_shorter_lengths_are_done(tmp_path):
+    trial(tmp_path, [0.1, 1], length=5)  # under way
+    trial(tmp_path, [1, 1, 1, 1], length=10)
+    trials = list(read_trials(str(tmp_path)))
+    done = pd.DataFrame([horizon.described(trial) for trial in trials if len(trial.rows) == EPOCHS])
+    assert horizon.reach_of_seeds(done, trials).empty
+    assert (
+        "effective length not known yet"
+        in horizon.findings([trial for trial in trials if len(trial.rows) == EPOCHS], trials)[0]
+    )
 
 
 def test_all_is_drawn_with_its_numbers_and_words(called, tmp_path):
