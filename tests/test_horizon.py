@@ -1,4 +1,4 @@
-"""analysis/horizon.py: what it counts, on trials written by hand, and what it draws."""
+"""analysis/outcomes.py on trials written by hand, and what analysis/horizon.py draws of them."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from experiments import write_trial
 from PIL import Image
 
-from analysis import horizon
+from analysis import horizon, outcomes
 from analysis.results import read_trials
 from jobs import grid
 
@@ -40,7 +40,7 @@ def trial(
 
 
 def described(place: Path) -> pd.DataFrame:
-    return pd.DataFrame([horizon.described(trial) for trial in read_trials(str(place))])
+    return pd.DataFrame([outcomes.described(trial) for trial in read_trials(str(place))])
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def described(place: Path) -> pd.DataFrame:
     ],
 )
 def test_a_plateau_is_no_fall(accuracies, outcome):
-    assert horizon.outcome(accuracies) == outcome
+    assert outcomes.outcome(accuracies) == outcome
 
 
 def test_falls_are_counted_and_those_after_99_percent_apart(tmp_path):
@@ -61,7 +61,7 @@ def test_falls_are_counted_and_those_after_99_percent_apart(tmp_path):
     (row,) = described(tmp_path).itertuples()
     assert (row.falls, row.falls_after_99, row.epochs_after_99) == (2, 1, 1)
     assert (row.best, row.val_accuracy, row.epochs) == (0.99, 0.93, 4)
-    table = horizon.falls_table(described(tmp_path))
+    table = outcomes.falls_table(described(tmp_path))
     assert table["falls_per_100"].tolist() == [50]
 
 
@@ -80,7 +80,7 @@ def test_the_reach_of_a_seed_ends_at_its_first_length_that_is_not_solved(tmp_pat
         trial(tmp_path, [1, 1, 1, least], length=length, seed=0)
         trial(tmp_path, [1, 1, 1, 1], length=length, seed=1)
     trial(tmp_path, [0.1] * 4, length=5, seed=2)
-    reach = horizon.reach_of_seeds(described(tmp_path), list(read_trials(str(tmp_path))))
+    reach = outcomes.reach_of_seeds(described(tmp_path), list(read_trials(str(tmp_path))))
     assert reach.set_index("seed")["reach"].to_dict() == {0: 10, 1: 30, 2: 0}
 
 
@@ -88,8 +88,10 @@ def test_the_reach_of_a_seed_is_not_known_before_its_shorter_lengths_are_done(tm
     trial(tmp_path, [0.1, 1], length=5)  # under way
     trial(tmp_path, [1, 1, 1, 1], length=10)
     trials = list(read_trials(str(tmp_path)))
-    done = pd.DataFrame([horizon.described(trial) for trial in trials if len(trial.rows) == EPOCHS])
-    assert horizon.reach_of_seeds(done, trials).empty
+    done = pd.DataFrame(
+        [outcomes.described(trial) for trial in trials if len(trial.rows) == EPOCHS]
+    )
+    assert outcomes.reach_of_seeds(done, trials).empty
     assert (
         "effective length not known yet"
         in horizon.findings([trial for trial in trials if len(trial.rows) == EPOCHS], trials)[0]
