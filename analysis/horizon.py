@@ -19,7 +19,13 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import (
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+    StrMethodFormatter,
+)
 
 from analysis.figures import COLORS, LOOKS, NAMES, heat_map, save
 from analysis.outcomes import (
@@ -114,7 +120,10 @@ def draw_sequences(table: pd.DataFrame, out: Path) -> Path:
                 + ", ".join(f"{value:,.0f} at {length}" for length, value in median.items())
                 + (f"; {len(never)} of {len(part)} trials never." if len(never) else ".")
             )
-        axes.set(title=NAMES[cell], yscale="log", xticks=sorted(table["length"].unique()))
+        axes.set(title=NAMES[cell], xscale="log", yscale="log")
+        lengths = _apart(table["length"])
+        axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
@@ -131,6 +140,15 @@ def draw_sequences(table: pd.DataFrame, out: Path) -> Path:
     alt = "Median sequences until 99 % of those that reached it. " + " ".join(told)
     columns = [*KINDS, "length", "seed", "to_99", "sequences"]
     return save(figure, table[columns], out, "sequences_to_99", alt)
+
+
+def _apart(lengths: pd.Series) -> list[int]:
+    """Returns the lengths whose labels do not touch on a logarithmic axis over all of them."""
+    apart: list[int] = []
+    for length in sorted(lengths.unique()):
+        if not apart or length >= apart[-1] * (lengths.max() / lengths.min()) ** 0.06:
+            apart.append(length)
+    return apart
 
 
 def draw_falls(table: pd.DataFrame, out: Path) -> Path:

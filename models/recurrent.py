@@ -232,9 +232,15 @@ def train_epoch(
 
 @torch.inference_mode()
 def predict(network: RecurrentNetwork, data: Sequences, batch_size: int = 500) -> Tensor:
-    """Returns the logits of every sequence of `data`, (samples, 10)."""
+    """Returns the logits of every sequence of `data`, (samples, 10).
+
+    May be called in the middle of an epoch: cuDNN takes no gradient in evaluation mode.
+    """
+    training = network.training
     network.eval()
-    return torch.cat([network(digits) for digits in data.digits.split(batch_size)])
+    p = torch.cat([network(digits) for digits in data.digits.split(batch_size)])
+    network.train(training)
+    return p
 
 
 def evaluate(network: RecurrentNetwork, data: Sequences) -> tuple[float, float]:

@@ -195,6 +195,21 @@ def test_evaluation_is_over_every_sequence_whatever_the_batch():
     assert accuracy == (p.argmax(1) == data.targets).sum().item() / 200
 
 
+def test_a_look_at_the_accuracy_in_the_middle_of_an_epoch_leaves_the_network_in_training():
+    """A GPU's kernel, cuDNN's, takes no gradient of a network in evaluation mode."""
+    data = palindromes(0, 5, 1000)
+    network = build("lstm", 16, "uniform", 0, 5)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    modes = []
+
+    def look(step: int) -> None:
+        evaluate(network, data.validation)
+        modes.append(network.training)
+
+    train_epoch(network, optimizer, data.train, torch.arange(800), 400, after_step=look)
+    assert modes == [True, True]
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_network_learns_to_remember_the_first_digit(cell):
     data = palindromes(0, 3, 5000)
