@@ -11,5 +11,4 @@ QUIET = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # tracebacks of each retry: the job tells what failed
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
-for name, value in QUIET.items():
-    os.environ.setdefault(name, value)
+os.environ |= QUIET | os.environ  # what its user has set stays

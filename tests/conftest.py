@@ -14,6 +14,7 @@ from subprocess import CompletedProcess
 
 import pytest
 from experiments import row, write_trial
+from filelock import FileLock
 from scripts import run
 from sets import part_of_mnist
 
@@ -43,9 +44,15 @@ GRID += ["--epochs", 2, "--samples", 2000]
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
-    """The folder of a sweep of eight trials of two epochs."""
-    place = tmp_path_factory.mktemp("swept")
-    done = run("jobs/sweep.py", *GRID, "--storage", place, "--name", "tiny")
+    """The folder of a sweep of eight trials of two epochs, made once for all of pytest's processes.
+
+    The one that comes second finds it done, and the command that would make it says so at once.
+    """
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+    with FileLock(place / "tiny.lock"):
+        done = run("jobs/sweep.py", *GRID, "--storage", place, "--name", "tiny")
     assert done.returncode == 0, done.stdout + done.stderr
     return place / "tiny"
 

@@ -9,7 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jobs import QUIET
+
 TOP = Path(__file__).parent.parent
+
+# The jobs have set these for this process, too: those that it starts are to do so themselves.
+for name in QUIET:
+    os.environ.pop(name, None)
 
 # Read when torch is loaded, here and in what is run: several runs share the cores in tests, and
 # threads that wait for another of theirs, which waits for a core, hold up everybody.

@@ -144,6 +144,13 @@ def test_what_is_seen_in_real_digits_is_what_they_are():
 
 
 @pytest.fixture
+def few_samples(monkeypatch) -> int:
+    """Samples of a generator that are looked at where another number would show no more."""
+    monkeypatch.setattr(gan, "SAMPLES", 1000)
+    return 1000
+
+
+@pytest.fixture
 def refusal(called):
     def refused_with(*arguments: object) -> str:
         done = called(drawing.main, *arguments)
@@ -154,19 +161,23 @@ def refusal(called):
     return refused_with
 
 
-def test_what_cannot_be_drawn_is_told_in_one_line(refusal, trained, tiny, tmp_path):
+def test_what_cannot_be_drawn_is_told_in_one_line(refusal, trained, foreign, tmp_path):
     assert "two different digits" in refusal(trained, "--from", 3, "--to", 3)
     assert "go together" in refusal(trained, "--from", 3)
-    assert "not a run of jobs/gan.py" in refusal(tiny)
+    assert "not a run of jobs/gan.py" in refusal(foreign)
     assert "no such folder" in refusal(tmp_path / "nowhere")
-    (tmp_path / "notes.txt").touch()
-    assert "neither trials of Ray Tune nor a run of jobs/gan.py" in refusal(tmp_path)
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "notes.txt").touch()
+    assert "neither trials of Ray Tune nor a run of jobs/gan.py" in refusal(notes)
     assert "invalid choice: 12" in refusal(trained, "--from", 12, "--to", 3)
     assert "unrecognized arguments: --fro 3" in refusal(trained, "--fro", 3)
     assert "required: RESULTS" in refusal()
 
 
-def test_digits_that_are_never_drawn_are_told_and_the_rest_is_drawn(called, trained, tmp_path):
+def test_digits_that_are_never_drawn_are_told_and_the_rest_is_drawn(
+    called, trained, few_samples, tmp_path
+):
     """A generator that draws nothing but one image: the classifier sees one digit in it."""
     folder = shutil.copytree(trained, tmp_path / "small")
     (trial,) = read_trials(str(folder))
@@ -178,7 +189,7 @@ def test_digits_that_are_never_drawn_are_told_and_the_rest_is_drawn(called, trai
     for pair, code in (([], 0), (["--from", 3, "--to", 8], 2)):
         done = called(drawing.main, folder, "--out", tmp_path / "out", *pair)
         assert done.returncode == code
-        assert "never seen in 10000 samples" in done.stdout
+        assert f"never seen in {few_samples} samples" in done.stdout
         assert done.stderr == (
             "analysis/gan.py: no Figure 7: the digits to interpolate between are never drawn\n"
         )
@@ -186,7 +197,7 @@ def test_digits_that_are_never_drawn_are_told_and_the_rest_is_drawn(called, trai
     assert not list((tmp_path / "out").glob("figure7*"))
 
 
-def test_a_run_before_its_first_epoch_is_drawn_as_it_is(called, trained, tmp_path):
+def test_a_run_before_its_first_epoch_is_drawn_as_it_is(called, trained, few_samples, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "small")
     (folder / "result.json").unlink()
     (trial,) = read_trials(str(folder))
