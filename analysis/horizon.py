@@ -108,7 +108,7 @@ def draw_sequences(table: pd.DataFrame, out: Path) -> Path:
         marker = LOOKS[cell]["marker"]
         for number, (kind, part) in enumerate(of_cell.groupby(KINDS)):
             look = {"color": MANY[number % len(MANY)]}
-            aside = 1 + 0.01 * number  # what has seen as many is not one above the other
+            aside = 1.025**number  # what has seen as many is not one above the other
             learned, never = part[part["to_99"].notna()], part[part["to_99"].isna()]
             median = learned.groupby("length")["to_99"].median()
             axes.plot(learned["length"], learned["to_99"], ls="", marker=marker, ms=4, **look)
@@ -242,7 +242,7 @@ def findings(done: list[Trial], trials: list[Trial]) -> list[str]:
     reach = (
         reach_of_seeds(table, trials)
         .groupby(KINDS)["reach"]
-        .agg(lambda lengths: f"{lengths.min()} to {lengths.max()} by seed")
+        .agg(lambda lengths: " to ".join(map(str, sorted({lengths.min(), lengths.max()}))))
     )
     return [
         f"{kind_name(*row[:3])}: effective length {reach.get(row[:3], 'not known yet')}; "

@@ -111,9 +111,9 @@ def test_all_is_drawn_with_its_numbers_and_words(called, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     *told, left_out = [line for line in done.stdout.splitlines() if ".png" not in line]
     assert left_out == "left out: 1 of 10 trials, which are not finished"
-    assert "LSTM, chrono: effective length 100 to 100 by seed; 4 solved, 0 fell" in told[1]
-    assert "LSTM, chrono, no-clip: effective length 0 to 0 by seed; 0 solved, 1 fell" in told[0]
-    assert "RNN, uniform: effective length 0 to 0 by seed; 0 solved" in told[2]
+    assert "LSTM, chrono: effective length 100; 4 solved, 0 fell" in told[1]
+    assert "LSTM, chrono, no-clip: effective length 0; 0 solved, 1 fell" in told[0]
+    assert "RNN, uniform: effective length 0; 0 solved" in told[2]
     pictures = sorted(path.stem for path in out.glob("*.png"))
     assert pictures == [
         "accuracy_lstm", "accuracy_rnn", "effective_length", "falls", "gradients",
