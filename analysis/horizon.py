@@ -94,6 +94,7 @@ def draw_reach(table: pd.DataFrame, trials: list[Trial], out: Path) -> Path:
 def draw_sequences(table: pd.DataFrame, out: Path) -> Path:
     """Draws how many sequences each trial saw until 99 %, over the length, by cell."""
     cells = list(table.groupby("cell"))
+    axis = table["length"].max() / table["length"].min()
     figure, panels = plt.subplots(
         1,
         len(cells),
@@ -108,7 +109,7 @@ def draw_sequences(table: pd.DataFrame, out: Path) -> Path:
         marker = LOOKS[cell]["marker"]
         for number, (kind, part) in enumerate(of_cell.groupby(KINDS)):
             look = {"color": MANY[number % len(MANY)]}
-            aside = 1.025**number  # what has seen as many is not one above the other
+            aside = axis ** (0.01 * number)  # trials that never got there are side by side
             learned, never = part[part["to_99"].notna()], part[part["to_99"].isna()]
             median = learned.groupby("length")["to_99"].median()
             axes.plot(learned["length"], learned["to_99"], ls="", marker=marker, ms=4, **look)
@@ -143,10 +144,11 @@ def draw_sequences(table: pd.DataFrame, out: Path) -> Path:
 
 
 def _apart(lengths: pd.Series) -> list[int]:
-    """Returns the lengths whose labels do not touch on a logarithmic axis over all of them."""
+    """Returns the lengths, the longest first, whose labels do not touch on a logarithmic axis."""
+    label = (lengths.max() / lengths.min()) ** 0.06  # that share of the axis is a label's width
     apart: list[int] = []
-    for length in sorted(lengths.unique()):
-        if not apart or length >= apart[-1] * (lengths.max() / lengths.min()) ** 0.06:
+    for length in sorted(lengths.unique(), reverse=True):
+        if not apart or length * label <= apart[-1]:
             apart.append(length)
     return apart
 

@@ -234,7 +234,8 @@ def train_epoch(
 def predict(network: RecurrentNetwork, data: Sequences, batch_size: int = 500) -> Tensor:
     """Returns the logits of every sequence of `data`, (samples, 10).
 
-    May be called in the middle of an epoch: cuDNN takes no gradient in evaluation mode.
+    The network is left in the mode that it was in: in evaluation mode, cuDNN takes no gradient, and
+    this may be called in the middle of an epoch.
     """
     training = network.training
     network.eval()

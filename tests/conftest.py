@@ -48,10 +48,11 @@ def tiny(tmp_path_factory) -> Path:
 
     The one that comes second finds it done, and the command that would make it says so at once.
     """
-    place = tmp_path_factory.getbasetemp()
+    base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        place = place.parent
-    with FileLock(place / "tiny.lock"):
+        base = base.parent
+    place = base / "swept"
+    with FileLock(base / "swept.lock"):
         done = run("jobs/sweep.py", *GRID, "--storage", place, "--name", "tiny")
     assert done.returncode == 0, done.stdout + done.stderr
     return place / "tiny"

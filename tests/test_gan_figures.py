@@ -145,7 +145,7 @@ def test_what_is_seen_in_real_digits_is_what_they_are():
 
 @pytest.fixture
 def few_samples(monkeypatch) -> int:
-    """Samples of a generator that are looked at where another number would show no more."""
+    """How many samples of a generator are looked at: as many as a test of a message needs."""
     monkeypatch.setattr(gan, "SAMPLES", 1000)
     return 1000
 
