@@ -216,7 +216,8 @@ def draw_gradients(found: pd.DataFrame, out: Path) -> Path:
     figure.supylabel("gradient's norm")
     figure.legend(*_longest_legend(panels), loc="outside right upper")
     length = found["length"].iloc[0]
-    figure.suptitle(f"Gradient of the loss by the hidden state, {length} digits", size=10)
+    title = f"Gradient of the loss by the hidden state, {length} digits"
+    figure.suptitle(title, x=0.01, ha="left", size=10)  # the legend is at the right
     alt = "Norm of the gradient over the steps back. " + " ".join(told)
     return save(figure, found, out, "gradients", alt)
 
