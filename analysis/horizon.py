@@ -94,7 +94,7 @@ def draw_reach(table: pd.DataFrame, trials: list[Trial], out: Path) -> Path:
 def draw_sequences(table: pd.DataFrame, out: Path) -> Path:
     """Draws how many sequences each trial saw until 99 %, over the length, by cell."""
     cells = list(table.groupby("cell"))
-    axis = table["length"].max() / table["length"].min()
+    span = table["length"].max() / table["length"].min()
     figure, panels = plt.subplots(
         1,
         len(cells),
@@ -109,7 +109,7 @@ def draw_sequences(table: pd.DataFrame, out: Path) -> Path:
         marker = LOOKS[cell]["marker"]
         for number, (kind, part) in enumerate(of_cell.groupby(KINDS)):
             look = {"color": MANY[number % len(MANY)]}
-            aside = axis ** (0.01 * number)  # trials that never got there are side by side
+            aside = span ** (0.01 * number)  # trials that never got there are side by side
             learned, never = part[part["to_99"].notna()], part[part["to_99"].isna()]
             median = learned.groupby("length")["to_99"].median()
             axes.plot(learned["length"], learned["to_99"], ls="", marker=marker, ms=4, **look)
