@@ -298,7 +298,7 @@ def test_ctrl_c_ends_soon_and_says_how_to_go_on(tmp_path):
         ("--cpus-per-trial 0", "1 or more"),
         ("--max-concurrent 0", "1 or more"),
         ("--seed 3", "unrecognized"),
-        ("--variants no-luck", "--variants no-luck: it is one of plain, no-clip"),
+        ("--variants no-luck", "--variants no-luck: it is one of plain, clip, no-clip"),
         ("--warmup -1", "0 or more"),
         ("--samples 1000 --epochs 2 --warmup 13", "--warmup 13: there are 12 steps in all"),
         ("--variants no-clip", "--variants no-clip: that is what plain is here"),
@@ -483,7 +483,7 @@ def test_flags_change_every_grid_of_a_preset_and_no_trial_is_in_two(monkeypatch)
     lstm, rnn = asked_for(monkeypatch, "--preset", "horizon", "--lengths", 35)
     assert (lstm.cells, rnn.cells) == (("lstm",), ("rnn",))
     assert lstm.lengths == rnn.lengths == (35,)
-    assert (lstm.lr, rnn.lr) == (grid.LSTM.lr, grid.RNN.lr)
+    assert (lstm.lr, rnn.lr) == (grid.SHORT_LSTM.lr, grid.SHORT_RNN.lr)
 
 
 def test_a_sweep_of_two_grids_does_all_of_one_seed_before_the_next(monkeypatch):
@@ -500,6 +500,9 @@ def test_a_variant_changes_one_setting_of_the_recipe_and_has_a_name_of_its_own(m
     assert {(c["cell"], c["length"]) for c in configs} == {
         (cell, length) for cell in ("lstm", "rnn") for length in (35, 100)
     }
+    for cell, other in (("lstm", "clip"), ("rnn", "no-clip")):  # what that cell's recipe has
+        variants = {c["variant"] for c in configs if c["cell"] == cell}
+        assert variants == grid.VARIANTS.keys() - {other}
     plain = {(c["cell"], c["length"], c["seed"]): c for c in configs if c["variant"] == "plain"}
     for config in configs:
         whole = plain[(config["cell"], config["length"], config["seed"])]
