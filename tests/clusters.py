@@ -2,15 +2,13 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,9 +70,9 @@ class Cluster:
                 code = start.wait(timeout=60)
                 output.seek(0)
                 assert code == 0, output.read()
-                yield lambda: _end_session(start)
+                yield lambda: scripts.end_session(start)
             finally:
-                _end_session(start)
+                scripts.end_session(start)
 
 
 @contextmanager
@@ -116,7 +114,7 @@ def started(*flags: str, launches: dict[str, int] | None = None) -> Iterator[Clu
             assert start.wait(timeout=60) == 0, (place / "start.out").read_text()
             yield Cluster(address, environment)
         finally:
-            _end_session(start)
+            scripts.end_session(start)
             left = _naming(folder)
             assert not left, f"these are left of the cluster: {left}"
 
@@ -154,18 +152,6 @@ def _configuration(address: str, launches: dict[str, int]) -> dict[str, object]:
         **{key: [] for key in ("worker_setup_commands", "worker_start_ray_commands")},
         "file_mounts_sync_continuously": False,
     }
-
-
-def _end_session(start: subprocess.Popen) -> None:
-    """Kills what `start` started: the session is theirs for as long as one of them lives."""
-    deadline = time.monotonic() + 20
-    while pids := scripts.session_of(start.pid):  # again: a process may have started another
-        assert time.monotonic() < deadline, f"these do not end: {pids}"
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.05)
-    start.wait()
 
 
 def _naming(place: str) -> list[str]:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jobs import QUIET
@@ -36,9 +36,9 @@ def run(script: str, *arguments: object, **options: object) -> subprocess.Comple
 
 @contextmanager
 def started(script: str, *arguments: object, **options: object) -> Iterator[subprocess.Popen[str]]:
-    """Runs a script in the background; whatever happens, it and its children end with the block.
+    """Runs a script in the background; whatever happens, all that it started ends with the block.
 
-    A driver that started Ray takes Ray along when it is killed.
+    A driver that started Ray takes Ray along when it is killed, but for AGENTS.
     """
     process = subprocess.Popen(
         command(script, *arguments),
@@ -52,9 +52,33 @@ def started(script: str, *arguments: object, **options: object) -> Iterator[subp
     try:
         yield process
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        end_session(process)
+
+
+def end_session(leader: subprocess.Popen) -> None:
+    """Kills a process and what it started, the session of which it is or was the leader."""
+    deadline = time.monotonic() + 20
+    while pids := session_of(leader.pid):  # again: a process may have started another
+        assert time.monotonic() < deadline, f"these do not end: {pids}"
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+    leader.wait()
+
+
+# They look for the head of a Ray that was not shut down for a minute, to tell it so, and end then.
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+
+
+def at_work(leader: int) -> list[int]:
+    """Returns the processes of a session that live and are none of Ray's agents."""
+    pids = []
+    for pid in session_of(leader):
+        with suppress(OSError):  # it has ended
+            if not Path(f"/proc/{pid}/cmdline").read_text().startswith(AGENTS):
+                pids.append(pid)
+    return pids
 
 
 def session_of(leader: int) -> list[int]:

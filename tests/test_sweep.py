@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import scripts
 import torch
-from scripts import run, session_of, started, wait_for
+from scripts import at_work, run, started, wait_for
 
 from analysis.results import read_trials
 from jobs import gan, grid, interrupt, storage, sweep, tuning
@@ -266,7 +266,7 @@ def test_ctrl_c_ends_soon_and_says_how_to_go_on(tmp_path):
         output, _ = driver.communicate(timeout=60)
     assert driver.returncode == 130, output
     assert interrupt.ANSWER in output
-    wait_for(lambda: not session_of(driver.pid))
+    wait_for(lambda: not at_work(driver.pid))
     assert "to continue: python" in output
     assert "Traceback" not in output
 
