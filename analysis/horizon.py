@@ -109,11 +109,13 @@ def draw_sequences(table: pd.DataFrame, out: Path) -> Path:
         marker = LOOKS[cell]["marker"]
         for number, (kind, part) in enumerate(of_cell.groupby(KINDS)):
             look = {"color": MANY[number % len(MANY)]}
-            aside = span ** (0.01 * number)  # trials that never got there are side by side
+            # Equal seeds are seen side by side, and so are kinds that never got there.
+            place = part["length"] * span ** (0.008 * (part["seed"] - part["seed"].mean()))
             learned, never = part[part["to_99"].notna()], part[part["to_99"].isna()]
             median = learned.groupby("length")["to_99"].median()
-            axes.plot(learned["length"], learned["to_99"], ls="", marker=marker, ms=4, **look)
-            axes.plot(aside * never["length"], never["sequences"], ls="", marker="^", ms=6, **look)
+            axes.plot(place[learned.index], learned["to_99"], ls="", marker=marker, ms=4, **look)
+            aside = place[never.index] * span ** (0.02 * number)
+            axes.plot(aside, never["sequences"], ls="", marker="^", ms=5, **look)
             name = kind_name(*kind).removeprefix(f"{NAMES[cell]}, ")
             axes.plot(median.index, median, lw=1.2, label=name, color=look["color"])
             told.append(
