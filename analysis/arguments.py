@@ -3,6 +3,8 @@
 import argparse
 import os
 import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,6 +13,18 @@ def end_quietly() -> None:
     """Has Ctrl-C just end this process, without a traceback: there is nothing to put in order."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may have it ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def exit_with(main: Callable[[], int]) -> NoReturn:
+    """Runs `main` and exits with its code, or with 0 where `| head` has seen enough."""
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What was not written goes nowhere: Python would try again at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
 
 
 class Parser(argparse.ArgumentParser):

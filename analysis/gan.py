@@ -9,7 +9,7 @@ shows the same latent vectors over the epochs. A training that is still running
 may be drawn.
 """
 
-from analysis.arguments import Parser, check_writable, end_quietly
+from analysis.arguments import Parser, check_writable, end_quietly, exit_with
 
 if __name__ == "__main__":
     end_quietly()  # for as long as it runs: the imports alone take seconds
@@ -300,4 +300,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -8,7 +8,7 @@ It draws what the trials can tell: gradients where they were trained with
 are not finished are left out, and counted.
 """
 
-from analysis.arguments import Parser, check_writable, end_quietly
+from analysis.arguments import Parser, check_writable, end_quietly, exit_with
 
 if __name__ == "__main__":
     end_quietly()  # for as long as it runs: the imports alone take seconds
@@ -278,4 +278,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -8,7 +8,7 @@ sorts and filters with each one's learning curve, the GAN's images over the
 epochs, settings, machines, failures.
 """
 
-from analysis.arguments import Parser, check_writable, end_quietly
+from analysis.arguments import Parser, check_writable, end_quietly, exit_with
 
 if __name__ == "__main__":
     end_quietly()  # for as long as it runs: the imports alone take seconds
@@ -316,4 +316,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

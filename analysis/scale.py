@@ -6,7 +6,7 @@
 The table is what tests/bench_scale.py wrote.
 """
 
-from analysis.arguments import Parser, end_quietly
+from analysis.arguments import Parser, end_quietly, exit_with
 
 if __name__ == "__main__":
     end_quietly()  # for as long as it runs: the imports alone take seconds
@@ -72,4 +72,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

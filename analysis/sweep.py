@@ -9,7 +9,7 @@ lists the sharp drops of accuracy. A sweep that is still running may be drawn:
 trials that have not reached their last epoch are left out, and counted.
 """
 
-from analysis.arguments import Parser, check_writable, end_quietly
+from analysis.arguments import Parser, check_writable, end_quietly, exit_with
 
 if __name__ == "__main__":
     end_quietly()  # for as long as it runs: the imports alone take seconds
@@ -333,4 +333,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -6,7 +6,7 @@
   python analysis/trials.py s3://BUCKET/sweeps/figures --epochs --csv epochs.csv
 """
 
-from analysis.arguments import Parser, end_quietly
+from analysis.arguments import Parser, end_quietly, exit_with
 
 if __name__ == "__main__":
     end_quietly()  # for as long as it runs: the imports alone take seconds
@@ -129,7 +129,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except BrokenPipeError:  # `| head` has seen enough
-        sys.exit(0)
+    exit_with(main)

@@ -3,13 +3,15 @@
 import csv
 import gzip
 import io
+import os
 import shutil
+import subprocess
 import sys
 
 import pandas as pd
 import pytest
 from experiments import FIRST, MEASURED, NAMES, logged, row, write_state, write_trial
-from scripts import run
+from scripts import command, run
 
 from analysis import trials as browser
 from analysis.results import NoResults, epochs_table, read_trials, trials_table
@@ -244,3 +246,13 @@ def test_the_script_runs_from_any_folder_and_gives_its_exit_code(tiny):
     assert [line.strip() for line in done.stdout.splitlines()[1:-1]] == NAMES
     missing = run("analysis/trials.py", tiny / "missing")
     assert (missing.returncode, missing.stdout, len(missing.stderr.splitlines())) == (2, "", 1)
+
+
+@pytest.mark.parametrize("script", ["trials", "horizon"])
+def test_whoever_reads_may_have_seen_enough(tiny, tmp_path, script):
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = command(f"analysis/{script}.py", tiny, *(["--out", tmp_path] * (script == "horizon")))
+    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
