@@ -16,14 +16,14 @@ def end_quietly() -> None:
 
 
 def exit_with(main: Callable[[], int]) -> NoReturn:
-    """Runs `main` and exits with its code, or with 0 where `| head` has seen enough."""
+    """Runs `main` and exits with its code; that `| head` has seen enough is no trouble."""
+    code = 0
     try:
         code = main()
         sys.stdout.flush()
     except BrokenPipeError:
         # What was not written goes nowhere: Python would try again at its end, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     sys.exit(code)
 
 

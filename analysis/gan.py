@@ -281,12 +281,12 @@ def main() -> int:
     except (NoResults, digits.DataError, OSError) as error:
         print(f"analysis/gan.py: {error}", file=sys.stderr)
         return 2
-    out, eye, made = arguments.out, classifier.load(), []
+    out, eye, told, made = arguments.out, classifier.load(), [], []
     if data:
         made += draw_grids(run, generators, eye, out)
-        pictures, said = draw_measures(run, generators, data, eye, out)
+        pictures, measures = draw_measures(run, generators, data, eye, out)
+        told.append(measures)
         made += [*pictures, draw_training(run, generators, out), out / "quality.csv"]
-        print(said)
     last, seed = generators[max(generators)], run.config["seed"]
     name = "figure7_{}_to_{}".format(*pairs[0]) if one_pair else "figure7"
     missed = False
@@ -295,7 +295,7 @@ def main() -> int:
     except NoResults as error:  # the other figures are drawn all the same
         print(f"analysis/gan.py: {error}", file=sys.stderr)
         missed = one_pair
-    print("".join(f"{path}\n" for path in made), end="")
+    print("".join(f"{line}\n" for line in (*told, *made)), end="")
     return 2 if missed else 0
 
 

@@ -45,6 +45,9 @@ MANY = (*COLORS, "#56B4E9", "#E69F00")  # the other two of Okabe & Ito's that ar
 # ones between. The lag, and how many sequences their LSTM saw before it had learned it, on average.
 PUBLISHED = {100: 5_680, 1_000: 49_000}
 
+# Shares of an axis: trials of one length that saw equally many sequences would hide each other.
+SEEDS_APART, KINDS_APART = 0.024, 0.02
+
 
 def draw_accuracy(table: pd.DataFrame, out: Path) -> list[Path]:
     """Draws, for each cell, accuracy over start (and variant) and length: the seeds' mean."""
@@ -109,12 +112,12 @@ def draw_sequences(table: pd.DataFrame, out: Path) -> Path:
         marker = LOOKS[cell]["marker"]
         for number, (kind, part) in enumerate(of_cell.groupby(KINDS)):
             look = {"color": MANY[number % len(MANY)]}
-            # Equal seeds are seen side by side, and so are kinds that never got there.
-            place = part["length"] * span ** (0.008 * (part["seed"] - part["seed"].mean()))
+            rank = part["seed"].rank(method="dense")
+            place = part["length"] * span ** (SEEDS_APART * (rank - rank.mean()) / rank.max())
             learned, never = part[part["to_99"].notna()], part[part["to_99"].isna()]
             median = learned.groupby("length")["to_99"].median()
             axes.plot(place[learned.index], learned["to_99"], ls="", marker=marker, ms=4, **look)
-            aside = place[never.index] * span ** (0.02 * number)
+            aside = place[never.index] * span ** (KINDS_APART * number)
             axes.plot(aside, never["sequences"], ls="", marker="^", ms=5, **look)
             name = kind_name(*kind).removeprefix(f"{NAMES[cell]}, ")
             axes.plot(median.index, median, lw=1.2, label=name, color=look["color"])

@@ -110,7 +110,7 @@ def main() -> int:
             target = sys.stdout if arguments.csv == "-" else arguments.csv
             # A gzip that does not say when it was made: the same table is the same file.
             table.to_csv(target, index=False, compression={"method": "infer", "mtime": 0})
-    except BrokenPipeError:
+    except BrokenPipeError:  # an OSError, but that of who reads
         raise
     except (NoResults, OSError) as error:
         print(f"analysis/trials.py: {error}", file=sys.stderr)

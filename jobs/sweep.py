@@ -29,7 +29,16 @@ from ray import tune
 
 from jobs import cluster, flags, machine, storage, tuning
 from jobs.flags import Trouble, setting
-from jobs.grid import ABLATED, PRESETS, Sweep, changed, describe, trial_configs, trial_name
+from jobs.grid import (
+    ABLATION,
+    PRESETS,
+    Sweep,
+    ablated,
+    changed,
+    describe,
+    trial_configs,
+    trial_name,
+)
 from jobs.progress import plural, tell_end
 from models import checkpoint, memory, palindromes, recurrent
 from models.randomness import generator
@@ -246,7 +255,7 @@ def settings() -> tuple[tuple[Sweep, ...], Run]:
     parser.add_argument(
         "--ablate",
         action="store_true",
-        help="of horizon: a part left out at a time, at 35 and 100",
+        help="of horizon: a part changed at a time, at 35 and 100",
     )
     parser.add_settings("the experiment", Sweep)
     parser.add_settings("the run", Run)
@@ -255,7 +264,9 @@ def settings() -> tuple[tuple[Sweep, ...], Run]:
     ablate = getattr(typed, "ablate", False)
     if ablate and typed.preset != "horizon":
         raise Trouble("--ablate: only of --preset horizon")
-    parts = changed(ABLATED if ablate else PRESETS[typed.preset], changes)
+    parts = changed(ABLATION if ablate else PRESETS[typed.preset], changes)
+    if ablate and "variants" not in changes:
+        parts = ablated(parts)
     run = Run(**flags.given(typed, Run))
     run = replace(run, name=run.name or typed.preset + ("-ablate" if ablate else ""))
     if run.cpus_per_trial < 1:

@@ -13,6 +13,9 @@ from jobs import QUIET
 
 TOP = Path(__file__).parent.parent
 
+# For a minute they look for the head of a Ray that was not shut down, then they end.
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+
 # The jobs have set these for this process, too: those that it starts are to do so themselves.
 for name in QUIET:
     os.environ.pop(name, None)
@@ -67,11 +70,7 @@ def end_session(leader: subprocess.Popen) -> None:
     leader.wait()
 
 
-# They look for the head of a Ray that was not shut down for a minute, to tell it so, and end then.
-AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-
-
-def at_work(leader: int) -> list[int]:
+def session_without_agents(leader: int) -> list[int]:
     """Returns the processes of a session that live and are none of Ray's agents."""
     pids = []
     for pid in session_of(leader):

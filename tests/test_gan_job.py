@@ -11,7 +11,7 @@ import clusters
 import pytest
 import torch
 from ray import train
-from scripts import at_work, run, started, wait_for
+from scripts import run, session_without_agents, started, wait_for
 from sets import part_of_mnist, write
 
 from analysis.results import read_trials
@@ -186,7 +186,7 @@ def test_a_ctrl_c_ends_soon_and_says_how_to_go_on(tmp_path, images):
         output, _ = driver.communicate(timeout=60)
     assert driver.returncode == 130, output
     assert interrupt.ANSWER in output
-    wait_for(lambda: not at_work(driver.pid))
+    wait_for(lambda: not session_without_agents(driver.pid))
     assert "to continue: python" in output
     assert "--fresh" not in output
     assert "Traceback" not in output

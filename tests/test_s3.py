@@ -30,7 +30,7 @@ def finished(results: str) -> int:
 
 
 def last_checkpoints(prefix: str) -> list[str]:
-    """Returns those of the second epoch: a list takes no time, in which trials would end."""
+    """Returns the second epochs' checkpoints; to read the results takes longer than a trial."""
     listed = boto3.client("s3").list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
     names = [each["Key"] for each in listed]
     return [name for name in names if name.endswith("checkpoint_000001/checkpoint.json")]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import scripts
 import torch
-from scripts import at_work, run, started, wait_for
+from scripts import run, session_without_agents, started, wait_for
 
 from analysis.results import read_trials
 from jobs import gan, grid, interrupt, storage, sweep, tuning
@@ -266,7 +266,7 @@ def test_ctrl_c_ends_soon_and_says_how_to_go_on(tmp_path):
         output, _ = driver.communicate(timeout=60)
     assert driver.returncode == 130, output
     assert interrupt.ANSWER in output
-    wait_for(lambda: not at_work(driver.pid))
+    wait_for(lambda: not session_without_agents(driver.pid))
     assert "to continue: python" in output
     assert "Traceback" not in output
 
@@ -483,7 +483,9 @@ def test_flags_change_every_grid_of_a_preset_and_no_trial_is_in_two(monkeypatch)
     lstm, rnn = asked_for(monkeypatch, "--preset", "horizon", "--lengths", 35)
     assert (lstm.cells, rnn.cells) == (("lstm",), ("rnn",))
     assert lstm.lengths == rnn.lengths == (35,)
-    assert (lstm.lr, rnn.lr) == (grid.SHORT_LSTM.lr, grid.SHORT_RNN.lr)
+    assert (lstm.lr, rnn.lr) == (0.005, 0.001)
+    lstm, rnn = asked_for(monkeypatch, "--preset", "recipe")
+    assert [(part.lr, part.clip) for part in (lstm, rnn)] == [(0.005, 1.0), (0.0003, None)]
 
 
 def test_a_sweep_of_two_grids_does_all_of_one_seed_before_the_next(monkeypatch):
@@ -500,15 +502,25 @@ def test_a_variant_changes_one_setting_of_the_recipe_and_has_a_name_of_its_own(m
     assert {(c["cell"], c["length"]) for c in configs} == {
         (cell, length) for cell in ("lstm", "rnn") for length in (35, 100)
     }
-    for cell, other in (("lstm", "clip"), ("rnn", "no-clip")):  # what that cell's recipe has
+    for cell, own in (("lstm", "clip"), ("rnn", "no-clip")):  # what that cell's recipe has
         variants = {c["variant"] for c in configs if c["cell"] == cell}
-        assert variants == grid.VARIANTS.keys() - {other}
+        assert variants == grid.VARIANTS.keys() - {own}
     plain = {(c["cell"], c["length"], c["seed"]): c for c in configs if c["variant"] == "plain"}
     for config in configs:
         whole = plain[(config["cell"], config["length"], config["seed"])]
         differ = {name for name in config if config[name] != whole[name]} - {"variant"}
         assert differ == set(grid.VARIANTS[config["variant"]])
         assert len(differ) == (config["variant"] != "plain")
+
+
+def test_the_ablation_is_that_of_the_settings_as_they_are_given(monkeypatch):
+    ablate = ["--preset", "horizon", "--ablate"]
+    lstm, rnn = asked_for(monkeypatch, *ablate, "--clip", 10, "--warmup", 0)
+    assert {"clip", "no-clip"} < set(lstm.variants)
+    assert lstm.variants == rnn.variants
+    assert "no-warmup" not in lstm.variants
+    lstm, rnn = asked_for(monkeypatch, *ablate, "--variants", "plain,one-hot")
+    assert set(lstm.variants) == set(rnn.variants) == {"plain", "one-hot"}
 
 
 def test_a_trial_that_has_held_its_accuracy_is_finished_before_its_last_epoch(tmp_path):

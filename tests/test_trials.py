@@ -248,11 +248,20 @@ def test_the_script_runs_from_any_folder_and_gives_its_exit_code(tiny):
     assert (missing.returncode, missing.stdout, len(missing.stderr.splitlines())) == (2, "", 1)
 
 
-@pytest.mark.parametrize("script", ["trials", "horizon"])
-def test_whoever_reads_may_have_seen_enough(tiny, tmp_path, script):
+@pytest.mark.parametrize(
+    "words", ["trials.py {tiny}", "trials.py {tiny} --csv -", "horizon.py {tiny} --out {out}"]
+)
+def test_whoever_reads_may_have_seen_enough(tiny, tmp_path, words):
+    script, *arguments = [word.format(tiny=tiny, out=tmp_path) for word in words.split()]
     reading, writing = os.pipe()
     os.close(reading)
-    words = command(f"analysis/{script}.py", tiny, *(["--out", tmp_path] * (script == "horizon")))
-    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True)
-    os.close(writing)
+    with os.fdopen(writing) as closed:
+        done = subprocess.run(
+            command(f"analysis/{script}", *arguments),
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
     assert (done.returncode, done.stderr) == (0, "")
+    assert bool(list(tmp_path.glob("*.png"))) == (script == "horizon.py")
