@@ -197,8 +197,8 @@ def draw_gradients(found: pd.DataFrame, out: Path) -> Path:
     columns = min(4, len(kinds))
     rows = -(-len(kinds) // columns)
     figure, panels = plt.subplots(
-        rows, columns, figsize=(2.6 * columns + 1, 2.4 * rows + 0.6), sharex=True, sharey=True,
-        squeeze=False, layout="constrained",
+        rows, columns, figsize=(max(7, 2.6 * columns + 1), 2.4 * rows + 0.6), sharex=True,
+        sharey=True, squeeze=False, layout="constrained",
     )  # fmt: skip
     told = []
     for axes, (kind, part) in zip(panels.flat, kinds, strict=False):
