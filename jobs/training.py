@@ -63,16 +63,17 @@ class Progress:
         self.folder, self.epochs = folder, epochs
         self.line = StatusLine()
         self.began = time.monotonic()
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []  # of this command
+        self.earlier: set[float] = set()  # when the epochs of those before it ended
         self._read()
-        self.earlier = {row["ended_at"] for row in self.rows}  # not of this command
+        self.earlier, self.rows = {row["ended_at"] for row in self.rows}, []
         self.pid = 0  # of the first worker: another one when the workers were started anew
 
-    def show(self) -> None:
+    def tell(self) -> None:
+        """Prints what is to stay: that the workers were started anew, what was passed over."""
         self._read()
-        rows = [row for row in self.rows if row["ended_at"] not in self.earlier]
-        if rows and rows[-1]["pid"] != self.pid:
-            row = rows[-1]
+        if self.rows and self.rows[-1]["pid"] != self.pid:
+            row = self.rows[-1]
             if self.pid:
                 self.line.say(
                     f"the workers were started anew: {row['workers']} of them "
@@ -81,13 +82,16 @@ class Progress:
             if row["damaged"]:
                 self.line.say(f"damaged and passed over: {row['damaged']}")
             self.pid = row["pid"]
-        self.line.show(lambda: self._status(rows))
 
-    def _status(self, rows: list[dict[str, Any]]) -> str:
-        if not rows:
+    def show(self) -> None:
+        self.tell()
+        self.line.show(self._status)
+
+    def _status(self) -> str:
+        if not self.rows:
             waited = duration(time.monotonic() - self.began)
             return f"starting, then the first epoch: {waited} (logs: {LOGS})"
-        row, recent = rows[-1], rows[-10:]
+        row, recent = self.rows[-1], self.rows[-10:]
         pace = sum(r["epoch_seconds"] for r in recent) / len(recent)
         return (
             f"epoch {row['epoch']}/{self.epochs}, "
@@ -99,8 +103,8 @@ class Progress:
     def _read(self) -> None:
         # It may not be there yet, or be damaged: the next epoch writes it whole.
         with suppress(OSError, ValueError):
-            lines = self.folder.read("result.json").splitlines()
-            self.rows = [json.loads(line) for line in lines]
+            rows = map(json.loads, self.folder.read("result.json").splitlines())
+            self.rows = [row for row in rows if row["ended_at"] not in self.earlier]
 
 
 class Trainer(TorchTrainer):
@@ -149,4 +153,6 @@ def run_training(trainer: TorchTrainer, progress: Progress) -> list[str]:
     finally:
         ended.set()
         showing.join()
+        with suppress(BrokenPipeError):
+            progress.tell()  # of workers that were done within a second
         progress.line.clear()

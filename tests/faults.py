@@ -336,21 +336,25 @@ def _recover(run: Run, inflict: Fault, expected: Numbers) -> float:
 
 
 def soak(cluster: Cluster, trials: int, seed: int) -> tuple[int, int]:
-    """Kills trials at random while a sweep of many short ones runs, to its end.
+    """Kills a third as many processes as there are trials, while a sweep of short ones runs.
 
-    Returns how often a trial's process was killed, and how often the command had to be typed.
+    When, in epochs that are done, and which: at random. Returns how many were killed, and how often
+    the command had to be typed.
     """
     expected = cluster.numbers(SHORT_TRIALS[trials])
+    assert len(expected) == trials
     run = Run(cluster, SHORT_TRIALS[trials], f"soak-{trials}-{seed}")
     chance, over, killed = random.Random(seed), threading.Event(), 0
+    epochs = sum(map(len, expected.values()))
+    # By a clock, a quick machine would be done before, and on a slow one no trial end an epoch.
+    moments = sorted(chance.sample(range(epochs * 3 // 4), trials // 3))
 
     def kill() -> None:
         nonlocal killed
-        # Not for ever: on a busy machine none may live until its first epoch's end.
-        while killed < trials / 2 and not over.wait(chance.uniform(2, 6)):
-            nodes = [cluster.net[name] for name in cluster.nodes]
+        nodes = [cluster.net[name] for name in cluster.nodes]
+        while killed < len(moments) and not over.wait(0.3):
             found = [pid for host in nodes for pid in host.processes(run.title)]
-            if found:
+            if found and sum(run.epochs().values()) >= moments[killed]:
                 _kill([chance.choice(found)])
                 killed += 1
 
@@ -367,7 +371,6 @@ def soak(cluster: Cluster, trials: int, seed: int) -> tuple[int, int]:
         over.set()
         killer.join()
         run.kill_driver()
-    assert len(expected) == trials
     run.check(expected)
     run.remove()
     return killed, typed

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -131,7 +132,7 @@ def saved(folder: Path) -> list[int]:
 
 
 def test_the_same_command_goes_on_after_its_driver_was_killed(tmp_path, images, undisturbed):
-    """And passes over a checkpoint, and Ray's list of them, that were being written just then."""
+    """And passes over checkpoints, and Ray's list of them, that were being written just then."""
     flags = ["--data", images, "--workers", 2, "--storage", tmp_path, "--name", "killed"]
     folder = tmp_path / "killed"
     with started("jobs/gan.py", *FLAGS, *flags) as driver:
@@ -143,10 +144,12 @@ def test_the_same_command_goes_on_after_its_driver_was_killed(tmp_path, images, 
     done_before = saved(folder)
     last = checkpoints(folder)[-1].name
     (folder / last / "state.pt").write_bytes(b"cut off")
+    (folder / "checkpoint_without_files").mkdir()
     (folder / "checkpoint_manager_snapshot.json").write_text('{"cut')
     done = run("jobs/gan.py", *FLAGS, *flags)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"damaged and passed over: {last}" in done.stdout
+    (told,) = re.findall("damaged and passed over: (.*)", done.stdout)
+    assert {last, "checkpoint_without_files"} <= set(told.split())  # and maybe one really cut off
     assert rows(folder)[-1]["restored_epoch"] == done_before[-2]
     assert_same_end(folder, undisturbed)
 
@@ -215,6 +218,17 @@ def test_whatever_goes_wrong_is_told(tmp_path, error, said):
     (tmp_path / "result.json").write_text('{"cut')
     progress = training.Progress(storage.open_folder(str(tmp_path)), epochs=3)
     assert training.run_training(FailingTrainer(error), progress)[0] == said
+
+
+def test_what_was_passed_over_is_told_however_quickly_training_ends(tmp_path, capsys):
+    class QuickTrainer:
+        def fit(self) -> None:
+            row = {"pid": 1, "ended_at": 1.0, "damaged": "checkpoint_1"}
+            (tmp_path / "result.json").write_text(json.dumps(row))
+
+    progress = training.Progress(storage.open_folder(str(tmp_path)), epochs=3)
+    assert training.run_training(QuickTrainer(), progress) == []
+    assert capsys.readouterr().out.count("damaged and passed over: checkpoint_1") == 1
 
 
 def test_what_befell_all_workers_is_told_once(tmp_path):
