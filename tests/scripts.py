@@ -94,20 +94,23 @@ def session_of(leader: int) -> list[int]:
 
 
 def wait_for(
-    condition: Callable[[], object], process: subprocess.Popen | None = None, every: float = 0.05
+    condition: Callable[[], object],
+    process: subprocess.Popen | None = None,
+    every: float = 0.05,
+    minutes: int = 2,
 ) -> object:
-    """Returns what `condition` does as soon as that is true; fails after two minutes.
+    """Returns what `condition` does as soon as that is true; fails after so many minutes.
 
     Args:
         condition: asked every so many seconds.
         process: fails at once when this one has ended.
         every: seconds; more for a condition that takes the machine from what it waits for.
     """
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 60 * minutes
     while time.monotonic() < deadline:
         found = condition()
         if found:
             return found
         assert process is None or process.poll() is None, process.stdout.read()
         time.sleep(every)
-    raise AssertionError("this did not come about in two minutes")
+    raise AssertionError(f"this did not come about in {minutes} minutes")
