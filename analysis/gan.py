@@ -62,7 +62,7 @@ def read_run(results: str) -> tuple[Trial, dict[int, gan.Generator]]:
 
 def grid_figure(images: Tensor, title: str) -> Figure:
     figure, axes = plt.subplots(figsize=(5, 5.3))
-    axes.imshow(tiled(images, GRID), **GREY)
+    axes.imshow(tiled(images, GRID).numpy(), **GREY)
     axes.set_axis_off()
     axes.set_title(title, size=10)
     return figure
@@ -109,7 +109,8 @@ def draw_training(run: Trial, generators: dict[int, gan.Generator], out: Path) -
     path = out / "training.gif"
     with writer.saving(figure, path, dpi=80):
         for epoch, generator in generators.items():
-            axes.images[0].set_data(tiled(gan.draw(generator, grid_latents(run)), GRID))
+            images = gan.draw(generator, grid_latents(run))
+            axes.images[0].set_data(tiled(images, GRID).numpy())
             axes.set_title(f"epoch {epoch}", size=10)
             for _ in range(6 if epoch == max(generators) else 1):  # the last one stands still
                 writer.grab_frame()

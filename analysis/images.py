@@ -12,7 +12,7 @@ GREY = {"cmap": "gray", "vmin": -1, "vmax": 1}  # one scale for all images
 
 def show(axes: plt.Axes, image: Tensor) -> None:
     """Draws an image (784,), and no axes."""
-    axes.imshow(image.view(digits.SIDE, digits.SIDE), **GREY)
+    axes.imshow(image.view(digits.SIDE, digits.SIDE).numpy(), **GREY)
     axes.set_axis_off()
 
 
