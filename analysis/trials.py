@@ -25,6 +25,7 @@ DETAILS = [
     "damaged", "ended_at", "device", "machine", "versions", "threads", "workers", "keep_every",
     "quality_every", "density", "coverage", "confidence", "kl_to_uniform", "smallest_share",
     "checked", "gradient_h", "gradient_c", "spectral_radii", "forget_gates",
+    "gradient_norm", "step_size",
 ]  # fmt: skip
 
 

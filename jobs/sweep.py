@@ -102,11 +102,14 @@ def train(config: dict[str, Any]) -> None:
     for row in history:  # Tune may have lost them: readers take one row for each epoch
         tune.report(row)
 
+    taken = memory.OptimizerSteps(network)
     restored_epoch, where = len(history), machine.described(device)
     while not recurrent.has_ended(history, config["epochs"], config["hold"]):
         epoch, checked = len(history) + 1, []
 
         def after_step(step: int, checked: list[float] = checked) -> None:
+            if config["probe"]:
+                taken.see(schedule.get_last_lr()[0])
             schedule.step()
             if step in looks:
                 checked.append(recurrent.evaluate(network, few)[1])
@@ -135,7 +138,7 @@ def train(config: dict[str, Any]) -> None:
         if looks:  # and the last one is the epoch's own
             row["checked"] = [*checked, val_accuracy]
         if config["probe"]:
-            row.update(memory.probe(network, few))
+            row |= memory.probe(network, few) | taken.means_since_last()
         history.append(row)
         state = {
             "network": network.state_dict(),

@@ -1,13 +1,14 @@
-"""How far back a recurrent network remembers, seen in its gradients.
+"""How far back a recurrent network remembers, seen in its gradients, and how it is moved by them.
 
     probe(network, data)["gradient_h"]   # by steps back from the end: 0, 1, … length
+    taken = OptimizerSteps(network)      # taken.see(rate) after each step, taken.means_since_last()
 
 Where the gradient of the loss with respect to the hidden state vanishes over the steps back,
 nothing can be learned from the digits read there (Hochreiter 1991, Bengio et al. 1994).
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.palindromes import Sequences
@@ -68,3 +69,34 @@ def probe(network: RecurrentNetwork, data: Sequences) -> dict[str, list[float]]:
     if "gradient_c" in seen:
         seen["forget_gates"] = forget_gates(network, data).tolist()
     return seen
+
+
+class OptimizerSteps:
+    """Sees what the optimizer is given at each step, and how far it moves the recurrent weights."""
+
+    def __init__(self, network: RecurrentNetwork):
+        self.network = network
+        self.before = network.recurrent.weight_hh_l0.detach().clone()
+        self.seen: list[Tensor] = []
+
+    @torch.no_grad()
+    def see(self, rate: float) -> None:
+        """Is called after each step, before the next gradient, with the step's learning rate."""
+        gradients = [parameter.grad for parameter in self.network.parameters()]
+        after = self.network.recurrent.weight_hh_l0
+        moved = (after - self.before).square().mean().sqrt() / rate
+        self.seen.append(torch.stack([nn.utils.get_total_norm(gradients), moved]))
+        self.before.copy_(after)
+
+    def means_since_last(self) -> dict[str, float]:
+        """Returns means over the steps that were seen since this was last asked.
+
+        Returns:
+            gradient_norm: of all parameters together, as it was given to the optimizer: clipped.
+            step_size: the root mean square of the changes of the recurrent weights, over the
+                learning rate. Adam's is about 1 while gradients keep their direction, and near 0
+                while they are smaller than they were (Kingma & Ba 2015, section 2.1).
+        """
+        gradient_norm, step_size = torch.stack(self.seen).mean(0).tolist()
+        self.seen.clear()
+        return {"gradient_norm": gradient_norm, "step_size": step_size}

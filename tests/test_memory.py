@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.memory import forget_gates, gradient_norms, probe, spectral_radii
+from models.memory import OptimizerSteps, forget_gates, gradient_norms, probe, spectral_radii
 from models.palindromes import palindromes
 from models.recurrent import CELLS, build
 
@@ -80,3 +80,31 @@ def test_a_probe_is_plain_numbers_and_changes_nothing(cell):
     assert all(parameter.grad is None for parameter in network.parameters())
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_plain_gradient_descent_steps_as_far_as_the_gradient_is_long():
+    network = build("rnn", 16, "uniform", 0, LENGTH).double()
+    steps, norms, sizes = OptimizerSteps(network), [], []
+    for rate in (0.5, 0.1, 0.001):
+        optimizer = torch.optim.SGD(network.parameters(), lr=rate)
+        optimizer.zero_grad()
+        F.cross_entropy(network(DATA.digits), DATA.targets).backward()
+        optimizer.step()
+        steps.see(rate)
+        norms.append(torch.cat([p.grad.flatten() for p in network.parameters()]).norm())
+        sizes.append(network.recurrent.weight_hh_l0.grad.norm() / 16)  # of 16 x 16 weights
+    means = steps.means_since_last()
+    assert means["gradient_norm"] == pytest.approx(sum(norms).item() / 3, rel=1e-10)
+    assert means["step_size"] == pytest.approx(sum(sizes).item() / 3, rel=1e-10)
+
+
+def test_adams_step_is_at_most_its_rate_for_gradients_of_one_size():
+    network = build("rnn", 16, "uniform", 0, LENGTH)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    steps = OptimizerSteps(network)
+    for _ in range(3):
+        for parameter in network.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        steps.see(0.01)
+    assert steps.means_since_last()["step_size"] == pytest.approx(1, rel=1e-4)

@@ -26,7 +26,7 @@ from models.recurrent import build, evaluate
 EPOCHS = 6
 GRID = ["--cells", "lstm,rnn", "--lengths", "20", "--seeds", "0", "--epochs", EPOCHS]
 GRID += ["--samples", 8000, "--warmup", 20, "--decay", "cosine", "--checks", 3, "--probe"]
-MEASURED = ("epoch", "train_loss", "val_loss", "val_accuracy", "checked", "gradient_h")
+MEASURED = ("epoch", "train_loss", "val_loss", "val_accuracy", "checked", "gradient_h", "step_size")
 
 
 def measurements(folder: Path) -> dict[str, list[tuple]]:
