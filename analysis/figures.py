@@ -15,7 +15,7 @@ LOOKS = {
     "lstm": {"color": COLORS[0], "marker": "o", "ms": 7, "mfc": "white"},
     "rnn": {"color": COLORS[1], "marker": "s", "ms": 4},  # inside of the other, where both are
 }
-NAMES = {"lstm": "LSTM", "rnn": "RNN"}
+NAMES = {cell: cell.upper() for cell in LOOKS}
 STARTS = {
     "uniform": "-",
     "orthogonal": "--",

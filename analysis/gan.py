@@ -213,7 +213,10 @@ def draw_digits(counts: pd.DataFrame, measures: pd.DataFrame, out: Path) -> Path
 
 
 def draw_nearest(nearest: pd.DataFrame, out: Path) -> Path:
-    """Draws how far the nearest training image is: to copies nearer than to test images."""
+    """Draws how far from generated, and from test images the nearest training image is.
+
+    Copies of training images would be nearer than test images are.
+    """
     figure, axes = plt.subplots(figsize=(6, 3.4))
     for (name, distances), color in zip(nearest.items(), COLORS, strict=False):
         label = f"{name}, median {distances.median():.2f}"

@@ -8,7 +8,7 @@ It draws what the trials can tell: gradients where they were trained with
 are not finished are left out, and counted.
 """
 
-from analysis.arguments import Parser, check_writable, end_quietly, exit_with
+from analysis.arguments import Parser, end_quietly, exit_with
 
 if __name__ == "__main__":
     end_quietly()  # for as long as it runs: the imports alone take seconds
@@ -30,14 +30,14 @@ from matplotlib.ticker import (
 from analysis.figures import COLORS, LOOKS, NAMES, heat_map, save
 from analysis.outcomes import (
     KINDS,
-    described,
     falls_table,
     gradients_table,
     kind_name,
+    outcomes_table,
     reach_of_seeds,
 )
 from analysis.results import NoResults, Trial
-from analysis.sweep import SETTING, is_finished, read_sweeps, tell_drawn
+from analysis.sweep import SETTING, read_finished, tell_drawn
 
 MANY = (*COLORS, "#56B4E9", "#E69F00")  # the other two of Okabe & Ito's that are seen on white
 
@@ -233,8 +233,7 @@ def _longest_legend(panels: np.ndarray) -> tuple[list, list]:
 
 def draw(done: list[Trial], trials: list[Trial], out: Path) -> list[Path]:
     """Draws all that those which are done tell, and writes their table; returns the pictures."""
-    table = pd.DataFrame([described(trial) for trial in done])
-    table = table.sort_values([*KINDS, "length", "seed"])
+    table = outcomes_table(done)
     table.to_csv(out / "trials.csv", index=False)
     pictures = draw_accuracy(table, out)
     pictures += [draw_reach(table, trials, out), draw_sequences(table, out), draw_falls(table, out)]
@@ -246,7 +245,7 @@ def draw(done: list[Trial], trials: list[Trial], out: Path) -> list[Path]:
 
 def findings(done: list[Trial], trials: list[Trial]) -> list[str]:
     """Returns a line for each kind: how far its seeds reach, how its trials ended, its falls."""
-    table = pd.DataFrame([described(trial) for trial in done])
+    table = outcomes_table(done)
     reach = (
         reach_of_seeds(table, trials)
         .groupby(KINDS)["reach"]
@@ -266,12 +265,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("horizon"), help="folder (horizon)")
     arguments = parser.parse_args()
     try:
-        trials = read_sweeps(arguments.results, [*SETTING, "variant"])
-        done = [trial for trial in trials if is_finished(trial)]
-        if not done:
-            raise NoResults(f"{' '.join(arguments.results)}: no trial is finished yet")
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        check_writable(arguments.out)
+        settings = [*SETTING, "variant"]
+        done, trials = read_finished(arguments.results, arguments.out, settings)
     except (NoResults, OSError) as error:
         print(f"analysis/horizon.py: {error}", file=sys.stderr)
         return 2

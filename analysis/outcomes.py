@@ -7,6 +7,7 @@ import pandas as pd
 from analysis.figures import NAMES
 from analysis.results import Trial
 from analysis.sweep import CHANCE, REMEMBERS
+from models.palindromes import training_samples
 
 FALL = 0.05  # a fall of validation accuracy, from one epoch to the next, that is counted here
 KINDS = ["cell", "start", "variant"]
@@ -18,7 +19,7 @@ def sequences_to(trial: Trial, accuracy: float = REMEMBERS) -> int | None:
     None if it never was: what it takes is more than the sequences of all its epochs.
     """
     batch = trial.config["batch_size"]
-    steps = trial.config["samples"] * 4 // 5 // batch
+    steps = training_samples(trial.config["samples"]) // batch
     for done, row in enumerate(trial.rows):
         looks = row.get("checked") or [row["val_accuracy"]]
         for number, seen in enumerate(looks, start=1):
@@ -55,12 +56,18 @@ def described(trial: Trial) -> dict[str, object]:
         "val_accuracy": accuracies[-1],
         "best": max(accuracies),
         "epochs": len(accuracies),
-        "sequences": len(accuracies) * (trial.config["samples"] * 4 // 5 // batch) * batch,
+        "sequences": len(accuracies) * (training_samples(trial.config["samples"]) // batch) * batch,
         "to_99": sequences_to(trial),
         "falls": sum(falls),
         "falls_after_99": sum(falls[first:]),
         "epochs_after_99": len(accuracies) - min(first + 1, len(accuracies)),
     }
+
+
+def outcomes_table(trials: list[Trial]) -> pd.DataFrame:
+    """Returns the table of trials, a row for each."""
+    table = pd.DataFrame([described(trial) for trial in trials])
+    return table.sort_values([*KINDS, "length", "seed"])
 
 
 def kind_name(cell: str, start: str, variant: str) -> str:

@@ -28,9 +28,10 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from analysis import gan, sweep
+from analysis import gan, horizon, sweep
 from analysis.images import seen_table, tiled
 from analysis.interpolation import PAIRS, draw_interpolation
+from analysis.outcomes import kind_of
 from analysis.results import NoResults, Trial, read_trials, trials_table
 from analysis.trials import columns_to_show
 from models import classifier, digits
@@ -185,12 +186,18 @@ def failures(trials: list[Trial]) -> str:
 
 
 def sweep_section(trials: list[Trial], tested: int, out: Path) -> str:
-    """Returns the figures of a sweep, of the trials that are finished."""
+    """Returns the figures of a sweep, of the trials that are finished.
+
+    They are those of the script that jobs/sweep.py names when such a sweep is done.
+    """
     done = [trial for trial in trials if sweep.is_finished(trial)]
     if not done:
-        return "<p>No trial has reached its last epoch yet: no figures.</p>"
-    lines = "".join(f"<p>{escape(line)}</p>" for line in sweep.findings(done))
-    pictures = sweep.draw(done, tested, out)
+        return "<p>No trial is finished yet: no figures.</p>"
+    if any(trial.config.get("hold") or kind_of(trial)[2] != "plain" for trial in trials):
+        found, pictures = horizon.findings(done, trials), horizon.draw(done, trials, out)
+    else:
+        found, pictures = sweep.findings(done, trials), sweep.draw(done, trials, tested, out)
+    lines = "".join(f"<p>{escape(line)}</p>" for line in found)
     return f'{lines}<div class="figures">{"".join(map(picture, pictures))}</div>'
 
 
@@ -303,6 +310,8 @@ def main() -> int:
         if arguments.tested < sweep.DIGITS:
             raise NoResults(f"--tested {arguments.tested}: {sweep.DIGITS} or more")
         check_writable(arguments.out)
+        if arguments.out.is_dir():
+            raise OSError(f"--out {arguments.out}: a folder; name a file")
         text = page(arguments.results, arguments.tested)
         arguments.out.write_text(text)
     except (NoResults, OSError) as error:

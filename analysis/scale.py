@@ -62,6 +62,8 @@ def main() -> int:
         "--minutes", type=float, default=4, metavar="X", help="that a trial trains (4)"
     )
     asked = parser.parse_args()
+    if min(asked.trials, asked.slots, asked.minutes) <= 0:
+        parser.error("--trials, --slots and --minutes: must be more than 0")
     try:
         found = plan(pd.read_csv(asked.table), asked.trials, asked.slots, asked.minutes)
     except (OSError, ValueError, KeyError) as error:

@@ -14,7 +14,9 @@ from analysis.arguments import Parser, check_writable, end_quietly, exit_with
 if __name__ == "__main__":
     end_quietly()  # for as long as it runs: the imports alone take seconds
 
+import math
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -74,17 +76,61 @@ def is_finished(trial: Trial) -> bool:
     return has_ended(trial.rows, trial.config["epochs"], trial.config.get("hold"))
 
 
+def read_finished(
+    folders: list[str], out: Path, settings: list[str] = SETTING
+) -> tuple[list[Trial], list[Trial]]:
+    """Reads sweeps, and makes the folder that they will be drawn into.
+
+    Returns:
+        The trials that are finished, and all of them.
+
+    Raises:
+        NoResults: as `read_sweeps`, or no trial is finished yet.
+        OSError: the folder cannot be made, or written to.
+    """
+    trials = read_sweeps(folders, settings)
+    done = [trial for trial in trials if is_finished(trial)]
+    if not done:
+        raise NoResults(f"{' '.join(folders)}: no trial is finished yet")
+    out.mkdir(parents=True, exist_ok=True)
+    check_writable(out)
+    return done, trials
+
+
 def spread(table: pd.DataFrame) -> pd.DataFrame:
     """Returns, for each cell, start and length, the seeds' mean, least and largest accuracy."""
     found = table.groupby(SETTING)["val_accuracy"].agg(["mean", "min", "max", "count"])
     return found.reset_index().rename(columns={"count": "seeds"})
 
 
-def effective_length(accuracies: pd.DataFrame) -> int | None:
-    """Returns the length up to which every seed ends at 99 % or more, None without one."""
-    ordered = accuracies.sort_values("length")
-    lengths = ordered.loc[(ordered["min"] >= REMEMBERS).cummin(), "length"]
-    return int(lengths.max()) if len(lengths) else None
+def effective_length(accuracies: pd.DataFrame, unfinished: Iterable[int] = ()) -> int | None:
+    """Returns the length up to which every seed ends at 99 % or more, 0 without one.
+
+    None where that is not known yet: it may end at one of the `unfinished` lengths, or go on there.
+
+    Args:
+        accuracies: of one cell and start, as `spread` returns them.
+    """
+    failed = accuracies.loc[accuracies["min"] < REMEMBERS, "length"]
+    stop = failed.min() if len(failed) else math.inf
+    if any(length < stop for length in unfinished):
+        return None
+    learned = accuracies.loc[accuracies["length"] < stop, "length"]
+    return int(learned.max()) if len(learned) else 0
+
+
+def effective_lengths(found: pd.DataFrame, unfinished: list[Trial]) -> dict[tuple, int | None]:
+    """Returns the effective length of each cell and start."""
+    reaches = {}
+    for kind, accuracies in found.groupby(["cell", "start"]):
+        lengths = [t.config["length"] for t in unfinished
+                   if (t.config["cell"], t.config["start"]) == kind]  # fmt: skip
+        reaches[kind] = effective_length(accuracies, lengths)
+    return reaches
+
+
+def in_words(reach: int | None) -> str:
+    return "not known yet" if reach is None else f"{reach or 'none'}"
 
 
 def sharp_drops(epochs: pd.DataFrame) -> pd.DataFrame:
@@ -95,7 +141,7 @@ def sharp_drops(epochs: pd.DataFrame) -> pd.DataFrame:
     return fell[[*SETTING, "seed", "epoch", "before", "val_accuracy"]]
 
 
-def told(found: pd.DataFrame) -> str:
+def told(found: pd.DataFrame, reaches: dict[tuple, int | None] | None = None) -> str:
     """Returns in words what a figure of accuracy over length shows."""
     lines = []
     for (cell, start), accuracies in found.groupby(["cell", "start"]):
@@ -103,10 +149,10 @@ def told(found: pd.DataFrame) -> str:
             (row["length"], row["mean"])
             for _, row in accuracies.sort_values("length").iloc[[0, -1]].iterrows()
         )
-        reach = effective_length(accuracies)
+        marked = f"; effective length {in_words(reaches[cell, start])}" if reaches else ""
         lines.append(
-            f"{NAMES[cell]}, {start} start: {first:.0%} at {least} digits, {last:.0%} at {most}; "
-            + (f"every seed has 99% or more up to {reach}." if reach else "none is remembered.")
+            f"{NAMES[cell]}, {start} start: {first:.0%} at {least} digits, {last:.0%} at {most}"
+            f"{marked}."
         )
     return "Mean validation accuracy over sequence length. " + " ".join(lines)
 
@@ -135,23 +181,26 @@ def shown_range(numbers: pd.Series) -> str:
     return f"{least}" if least == most else f"{least}-{most}"
 
 
-def accuracy_figure(found: pd.DataFrame, title: str, marked: bool = False) -> Figure:
-    """Draws accuracy over length, by cell and start; if `marked`, the effective lengths too."""
+def accuracy_figure(
+    found: pd.DataFrame, title: str, reaches: dict[tuple, int | None] | None = None
+) -> Figure:
+    """Draws accuracy over length, by cell and start, and how far each reaches, if that is given."""
     figure, axes = plt.subplots(figsize=(7, 4))
     for (cell, start), accuracies in found.groupby(["cell", "start"]):
         seeds = shown_range(accuracies["seeds"])
         name = f"{NAMES[cell]}, {start} start, mean and range of {seeds} seeds"
-        reach = effective_length(accuracies)
-        if marked:
-            name += f"\n   effective length: {reach or 'none'}"
+        if reaches:
+            name += f"\n   effective length: {in_words(reaches[cell, start])}"
         draw_accuracy(axes, cell, start, accuracies, name)
-        if marked and reach:
-            axes.axvline(reach, color=LOOKS[cell]["color"], lw=1, ls=STARTS[start])
+        if reaches and reaches[cell, start]:
+            axes.axvline(reaches[cell, start], color=LOOKS[cell]["color"], lw=1, ls=STARTS[start])
     finish_accuracy(axes, title)
     return figure
 
 
-def draw_report_figures(finished: pd.DataFrame, out: Path) -> list[Path]:
+def draw_report_figures(
+    finished: pd.DataFrame, out: Path, unfinished: Iterable[Trial] = ()
+) -> list[Path]:
     """Draws Figures 1, 2 and 3 of the report, and LSTM and RNN in one."""
     found, pictures = spread(finished), []
     short = found["length"] <= LONGEST_OF_FIGURE_1
@@ -169,17 +218,25 @@ def draw_report_figures(finished: pd.DataFrame, out: Path) -> list[Path]:
     # Where only one cell was trained there is nothing to compare, and its epochs may be fewer.
     shared = found.groupby("length")["cell"].transform("nunique") == found["cell"].nunique()
     both = found[shared] if shared.any() else found
-    figure = accuracy_figure(both, "LSTM against RNN", marked=True)
-    pictures.append(save(figure, both, out, "comparison", told(both)))
+    longest = both["length"].max()
+    reaches = effective_lengths(both, [t for t in unfinished if t.config["length"] <= longest])
+    figure = accuracy_figure(both, "LSTM against RNN", reaches)
+    pictures.append(save(figure, both, out, "comparison", told(both, reaches)))
     return pictures
 
 
 def draw_learning(trials: list[Trial], out: Path) -> list[Path]:
-    """Draws, for each cell and start, accuracy over length and epoch: the mean of the seeds."""
+    """Draws, for each cell and start, accuracy over length and epoch: the mean of the seeds.
+
+    A seed that ended early, having held its accuracy, counts with it until the last one ends.
+    """
     pictures = []
     for (cell, start), table in epochs_table(trials).groupby(["cell", "start"]):
-        mean = table.groupby(["length", "epoch"])["val_accuracy"].mean().reset_index()
-        by_epoch = mean.pivot(index="length", columns="epoch", values="val_accuracy")
+        of_seeds = table.pivot(index=["length", "seed"], columns="epoch", values="val_accuracy")
+        by_epoch = of_seeds.ffill(axis=1).groupby("length").mean()
+        by_epoch = by_epoch.where(of_seeds.notna().groupby("length").any())
+        mean = by_epoch.melt(value_name="val_accuracy", ignore_index=False).dropna().reset_index()
+        mean = mean.sort_values(["length", "epoch"])
         learned = [
             f"{length} digits after {above.idxmax()}" if above.any() else f"{length} never"
             for length, above in (by_epoch >= REMEMBERS).iterrows()
@@ -209,7 +266,7 @@ def load_network(trial: Trial) -> RecurrentNetwork | None:
 
 def test_sequences(seed: int, length: int, count: int) -> Sequences:
     """Returns palindromes that no trial of that seed and length was trained on."""
-    return palindromes(seed, length, 5 * count).validation
+    return palindromes(seed, length, 5 * count).validation  # a fifth of them
 
 
 def examine(trials: list[Trial], count: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -275,24 +332,28 @@ def draw_examination(trials: list[Trial], count: int, out: Path) -> list[Path]:
     return pictures
 
 
-def draw(done: list[Trial], tested: int, out: Path) -> list[Path]:
+def draw(done: list[Trial], trials: list[Trial], tested: int, out: Path) -> list[Path]:
     """Draws all figures of a sweep's finished trials; returns the pictures' paths."""
     torch.set_num_threads(1)  # the products are small: threads would wait for each other
-    pictures = draw_report_figures(trials_table(done), out)
+    pictures = draw_report_figures(
+        trials_table(done), out, [t for t in trials if not is_finished(t)]
+    )
     sharp_drops(epochs_table(done)).to_csv(out / "drops.csv", index=False)
     return pictures + draw_learning(done, out) + draw_examination(done, tested, out)
 
 
-def findings(done: list[Trial]) -> list[str]:
+def findings(done: list[Trial], trials: list[Trial]) -> list[str]:
     """Returns a line for each cell and start: what length it remembers, and how often it drops."""
-    epochs, found = epochs_table(done), spread(trials_table(done))
+    epochs = epochs_table(done)
     lines = []
-    for (cell, start), accuracies in found.groupby(["cell", "start"]):
+    for kind, reach in effective_lengths(
+        spread(trials_table(done)), [t for t in trials if not is_finished(t)]
+    ).items():
+        cell, start = kind
         part = epochs[(epochs["cell"] == cell) & (epochs["start"] == start)]
         lines.append(
-            f"{NAMES[cell]}, {start} start: effective length "
-            f"{effective_length(accuracies) or 'none'}, sharp drops {len(sharp_drops(part))} "
-            f"in {len(part)} epochs"
+            f"{NAMES[cell]}, {start} start: effective length {in_words(reach)}, "
+            f"sharp drops {len(sharp_drops(part))} in {len(part)} epochs"
         )
     return lines
 
@@ -316,19 +377,12 @@ def main() -> int:
     try:
         if arguments.tested < DIGITS:
             raise NoResults(f"--tested {arguments.tested}: {DIGITS} or more, one of each digit")
-        trials = read_sweeps(arguments.results)
-        done = [trial for trial in trials if is_finished(trial)]
-        if not done:
-            raise NoResults(
-                f"{' '.join(arguments.results)}: no trial has reached its last epoch yet"
-            )
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        check_writable(arguments.out)
+        done, trials = read_finished(arguments.results, arguments.out)
     except (NoResults, OSError) as error:
         print(f"analysis/sweep.py: {error}", file=sys.stderr)
         return 2
-    pictures = draw(done, arguments.tested, arguments.out)
-    tell_drawn(findings(done), pictures, len(done), len(trials))
+    pictures = draw(done, trials, arguments.tested, arguments.out)
+    tell_drawn(findings(done, trials), pictures, len(done), len(trials))
     return 0
 
 

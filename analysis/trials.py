@@ -66,8 +66,10 @@ def select(table: pd.DataFrame, arguments: argparse.Namespace) -> pd.DataFrame:
     """Returns the rows and columns that the flags ask for.
 
     Raises:
-        NoResults: a column is not there, or the query is none.
+        NoResults: a column is not there, the query is none, or --reverse has no --sort.
     """
+    if arguments.reverse and not arguments.sort:
+        raise NoResults("--reverse: goes with --sort")
     wanted = arguments.columns.split(",") if arguments.columns not in (None, "all") else []
     for name in [*wanted, *([arguments.sort] if arguments.sort else [])]:
         if name not in table:

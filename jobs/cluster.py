@@ -144,7 +144,8 @@ def worker_group(
     """Returns how many workers train together, at least and at most, and what each reserves.
 
     Args:
-        workers: at least and at most, or None: one for each GPU, one where there are none.
+        workers: at least and at most, or None: one for each GPU that has its CPUs, one where
+            there are none.
         cpus: for each, or None: without GPUs, its share of those that are here; else 1.
         gpus: for each: a whole number, or `auto`: 1, 0 where the cluster has and can launch none.
 
@@ -156,7 +157,7 @@ def worker_group(
     if share % 1:
         raise Trouble(f"--gpus-per-worker {gpus}: workers of one run cannot share a GPU")
     if workers is None:
-        count = max(1, sum(int(node.get("GPU", 0) // share) for node in there)) if share else 1
+        count = max(1, _slots(there, cpus or 1, share)) if share else 1
         workers = count, count
     least, most = workers
     if cpus is None:
@@ -207,9 +208,11 @@ def _slots(nodes: list[dict[str, float]], cpus: float, gpus: float) -> int:
 
 def _room(node: dict[str, float], cpus: float, gpus: float) -> int:
     room = node.get("CPU", 0) / cpus
-    if gpus:
+    if gpus >= 1:
         room = min(room, node.get("GPU", 0) / gpus)
-    return int(room + 1e-6)  # ten tenths of a GPU are one
+    elif gpus:  # a worker's part is of one GPU, and ten tenths of a GPU are one
+        room = min(room, node.get("GPU", 0) * int(1 / gpus + 1e-6))
+    return int(room)
 
 
 def plan(resources: dict[str, float], at_most: int | None) -> str:

@@ -12,15 +12,19 @@ from jobs.flags import Trouble, setting, shown
 from jobs.progress import plural
 from models import palindromes, recurrent
 
+STARTS = dict.fromkeys(start for cell in recurrent.CELLS.values() for start in cell.starts)
+
 
 @dataclass(frozen=True)
 class Sweep:
     """A grid of trials. It is what a run is: other values need another name."""
 
-    cells: tuple[str, ...] = setting(("lstm", "rnn"), "lstm, rnn or both")
+    cells: tuple[str, ...] = setting(
+        ("lstm", "rnn"), f"one or more of {', '.join(recurrent.CELLS)}"
+    )
     lengths: tuple[int, ...] = setting(range(3, 25), "digits that the network reads")
     seeds: tuple[int, ...] = setting(range(3), "each draws its own data, start and order")
-    start: tuple[str, ...] = setting(("uniform",), "uniform, orthogonal, identity, forget, chrono")
+    start: tuple[str, ...] = setting(("uniform",), ", ".join(STARTS))
     variants: tuple[str, ...] = setting(("plain",), "plain, no-clip, no-decay, ... one-hot")
     epochs: int = setting(20, "times that the training part is seen")
     samples: int = setting(100_000, "palindromes, a fifth of them for validation")
@@ -31,7 +35,7 @@ class Sweep:
     clip: float | None = setting(None, "largest norm of a gradient, or none")
     warmup: int = setting(0, "steps in which the learning rate rises")
     decay: Literal["none", "cosine"] = setting("none", "how the learning rate falls, to 0")
-    inputs: Literal["digit", "standard", "one-hot"] = setting(
+    inputs: Literal[recurrent.INPUTS] = setting(
         "digit", "a digit as a number, standardised, or one-hot"
     )
     hold: int | None = setting(None, "end after so many epochs at 99.9 % in a row")
@@ -140,12 +144,12 @@ def check(sweep: Sweep) -> None:
         raise Trouble(f"--warmup {sweep.warmup}: must be 0 or more")
     if sweep.samples < palindromes.FEWEST:
         raise Trouble(f"--samples {sweep.samples}: {palindromes.FEWEST} or more are needed")
-    if sweep.samples * 4 // 5 < sweep.batch_size:
+    steps = palindromes.training_samples(sweep.samples) // sweep.batch_size
+    if not steps:
         raise Trouble(
             f"--samples {sweep.samples}: four fifths of them do not fill one batch "
             f"of --batch-size {sweep.batch_size}"
         )
-    steps = sweep.samples * 4 // 5 // sweep.batch_size
     if sweep.checks > steps:
         raise Trouble(f"--checks {sweep.checks}: an epoch has {plural(steps, 'step')}")
     if sweep.warmup > steps * sweep.epochs:

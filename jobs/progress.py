@@ -46,7 +46,7 @@ def plural(number: float, thing: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Returns a length of time in the two largest units that it has: `2 h 05 min`."""
+    """Returns a length of time in one unit or two: `45 min`, `2 h 05 min`."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 1:
         return f"{rest} s"

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -100,7 +101,7 @@ def train(config: dict[str, Any]) -> None:
     else:
         torch.manual_seed(seed)
     for row in history:  # Tune may have lost them: readers take one row for each epoch
-        tune.report(row)
+        tune.report(row | {"damaged": ""})  # which was told at its time
 
     taken = memory.OptimizerSteps(network)
     restored_epoch, where = len(history), machine.described(device)
@@ -151,12 +152,8 @@ def train(config: dict[str, Any]) -> None:
             tune.report(row, checkpoint=tune.Checkpoint.from_directory(local))
 
 
-def _adam(parameters: Any, lr: float) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=lr, fused=True)
-
-
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": _adam,
+    "adam": partial(torch.optim.Adam, fused=True),
     "rmsprop": torch.optim.RMSprop,
 }
 

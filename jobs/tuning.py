@@ -190,4 +190,6 @@ def _last_error(trial: Trial) -> str:
     """Returns the last line of what Tune writes on this machine, and then to the storage."""
     text = Path(trial.error_file).read_text() if trial.error_file else "an unknown error"
     last = text.rpartition("Failure # ")[2].strip()
-    return "its process ended" if "The actor died" in last else last.splitlines()[-1]
+    # The second where Ray does not learn within a second that it died, or does not reach its host.
+    gone = any(said in last for said in ("The actor died", "ActorUnavailableError"))
+    return "its process ended" if gone else last.splitlines()[-1]

@@ -43,6 +43,11 @@ class Palindromes:
     validation: Sequences
 
 
+def training_samples(samples: int) -> int:
+    """Returns how many of so many palindromes are for training."""
+    return samples * 4 // 5
+
+
 def palindromes(seed: int, length: int, samples: int) -> Palindromes:
     """Draws `samples` palindromes, 80 % of them for training, with balanced labels.
 
@@ -58,7 +63,7 @@ def palindromes(seed: int, length: int, samples: int) -> Palindromes:
     """
     if length < 2:
         raise ValueError(f"length {length}: a palindrome to learn from needs a length of 2 or more")
-    train = samples * 4 // 5
+    train = training_samples(samples)
     if samples < FEWEST:
         raise ValueError(f"{samples} samples: {FEWEST} or more are needed")
     checksums = torch.randperm(10, generator=generator(seed, "split", length)).to(torch.uint8)

@@ -23,7 +23,7 @@ from models.randomness import generator
 
 DIGITS = 10  # d_out of the report
 MEAN, DEVIATION = 4.5, math.sqrt(8.25)  # of a digit that is any of the ten, equally often
-SOLVED = 0.999  # validation accuracy from which on a task counts as learned
+HELD = 0.999  # validation accuracy of the epochs that `hold` counts
 
 # How a network reads a digit: as the number that it is (d_in = 1, the report's), as that number
 # less its mean, over its standard deviation, or as ten numbers of which one is 1.
@@ -195,7 +195,7 @@ def has_ended(history: list[dict[str, Any]], epochs: int, hold: int | None) -> b
         history: a row for each epoch that is done, with its val_accuracy.
     """
     held = hold is not None and len(history) >= hold
-    solved = held and all(row["val_accuracy"] >= SOLVED for row in history[-hold:])
+    solved = held and all(row["val_accuracy"] >= HELD for row in history[-hold:])
     return len(history) >= epochs or solved
 
 

@@ -2,13 +2,14 @@
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,7 +48,7 @@ class Cluster:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
@@ -67,7 +68,7 @@ class Cluster:
                 start_new_session=True,
             )
             try:
-                code = start.wait(timeout=60)
+                code = start.wait(timeout=300)
                 output.seek(0)
                 assert code == 0, output.read()
                 yield lambda: scripts.end_session(start)
@@ -111,7 +112,7 @@ def started(*flags: str, launches: dict[str, int] | None = None) -> Iterator[Clu
                 start_new_session=True,
             )
         try:
-            assert start.wait(timeout=60) == 0, (place / "start.out").read_text()
+            assert start.wait(timeout=300) == 0, (place / "start.out").read_text()
             yield Cluster(address, environment)
         finally:
             scripts.end_session(start)
@@ -120,9 +121,13 @@ def started(*flags: str, launches: dict[str, int] | None = None) -> Iterator[Clu
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Returns a port that nobody gets by chance: Ray asks for dozens of any, and has its own."""
+    given = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
+    while True:
+        port = random.randrange(20_000, int(given.split()[0]))  # its own: 10,002 to 19,999
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _configuration(address: str, launches: dict[str, int]) -> dict[str, object]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import hosts
 import pytest
-from scripts import TOP, wait_for
+from scripts import TOP, UNCOMPILED, wait_for
 from sets import part_of_mnist
 
 from analysis.results import NoResults, Trial, read_trials
@@ -68,7 +68,7 @@ class Cluster:
         for name in ("pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(TOP / name, suite)
         for name in ("jobs", "models", "analysis"):
-            shutil.copytree(TOP / name, suite / name)
+            shutil.copytree(TOP / name, suite / name, ignore=UNCOMPILED)
         token = self.shared / "token"
         token.write_text("0" * 64)
         token.chmod(0o600)
@@ -332,7 +332,7 @@ def _recover(run: Run, inflict: Fault, expected: Numbers) -> float:
     began = time.monotonic()
     inflict(run)
     # Tune puts a trial that was lost behind those that wait: they may run to their ends first.
-    wait_for(lambda: all(run.epochs().get(n, 0) > before[n] for n in before), every=0.5, minutes=10)
+    wait_for(lambda: all(run.epochs().get(n, 0) > before[n] for n in before), every=0.5)
     return time.monotonic() - began
 
 
@@ -353,9 +353,11 @@ def soak(cluster: Cluster, trials: int, seed: int) -> tuple[int, int]:
     def kill() -> None:
         nonlocal killed
         nodes = [cluster.net[name] for name in cluster.nodes]
-        while killed < len(moments) and not over.wait(0.3):
+        while killed < len(moments) and not over.wait(0.1):
+            if sum(run.epochs().values()) < moments[killed]:
+                continue
             found = [pid for host in nodes for pid in host.processes(run.title)]
-            if found and sum(run.epochs().values()) >= moments[killed]:
+            if found:
                 _kill([chance.choice(found)])
                 killed += 1
 

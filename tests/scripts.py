@@ -1,6 +1,7 @@
 """Runs the suite's scripts as people run them: as processes of their own."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from jobs import QUIET
 
 TOP = Path(__file__).parent.parent
+UNCOMPILED = shutil.ignore_patterns("__pycache__")  # others write it while it is copied
 
 # For a minute they look for the head of a Ray that was not shut down, then they end.
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
@@ -33,7 +35,7 @@ def command(script: str, *arguments: object) -> list[str]:
 def run(script: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
     """Runs a script to its end, in another working folder than the repository's."""
     return subprocess.run(
-        command(script, *arguments), cwd="/", capture_output=True, text=True, timeout=300, **options
+        command(script, *arguments), cwd="/", capture_output=True, text=True, timeout=600, **options
     )
 
 
@@ -97,9 +99,11 @@ def wait_for(
     condition: Callable[[], object],
     process: subprocess.Popen | None = None,
     every: float = 0.05,
-    minutes: int = 2,
+    minutes: int = 10,
 ) -> object:
     """Returns what `condition` does as soon as that is true; fails after so many minutes.
+
+    They are many, as a slow machine takes minutes where this one takes seconds.
 
     Args:
         condition: asked every so many seconds.

@@ -21,6 +21,7 @@ GPUS = [{"CPU": 8, "GPU": 4}, {"CPU": 8, "GPU": 4}]
         (NODES, [], ((3, 3), None, "auto"), ((3, 3), {"cpu": 8, "gpu": 0})),
         (NODES, [], ((2, 8), 2, "auto"), ((2, 8), {"cpu": 2, "gpu": 0})),
         (GPUS, [], (None, None, "auto"), ((8, 8), {"cpu": 1, "gpu": 1})),
+        (GPUS, [], (None, 3, "auto"), ((4, 4), {"cpu": 3, "gpu": 1})),  # two of each node
         (GPUS, [], (None, None, "2"), ((4, 4), {"cpu": 1, "gpu": 2})),
         (GPUS, [], ((2, 4), 3, "auto"), ((2, 4), {"cpu": 3, "gpu": 1})),
         (GPUS, [], (None, None, "0"), ((1, 1), {"cpu": 8, "gpu": 0})),
@@ -88,6 +89,13 @@ def test_what_no_trial_can_have_is_refused(monkeypatch, asked, said):
     monkeypatch.setattr(cluster, "launchable", lambda: [])
     with pytest.raises(Trouble, match=said):
         cluster.resources(*asked)
+
+
+@pytest.mark.parametrize(("share", "slots"), [(0.25, 12), (0.1, 30), (0.4, 6), (0.6, 3), (2, 1)])
+def test_a_part_of_a_gpu_is_of_one_gpu(monkeypatch, share, slots):
+    monkeypatch.setattr(cluster, "nodes", lambda: [{"CPU": 64, "GPU": 3}])
+    monkeypatch.setattr(cluster, "launchable", lambda: [])
+    assert cluster.plan({"cpu": 1, "gpu": share}, None).startswith(f"{slots} at a time;")
 
 
 def test_a_folder_too_deep_for_rays_sockets_is_told(monkeypatch):

@@ -19,6 +19,7 @@ from packaging.specifiers import SpecifierSet
 from ray.autoscaler._private.aws.config import bootstrap_aws
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli
+from scripts import UNCOMPILED
 
 tomllib = pytest.importorskip("tomllib")  # Python 3.10 has none
 
@@ -122,8 +123,10 @@ def test_every_node_installs_every_file_of_the_packages(config, project, tmp_pat
     for remote, local in config["file_mounts"].items():
         target = tmp_path / "home" / remote.removeprefix("~/")
         target.parent.mkdir(parents=True, exist_ok=True)
-        copy = shutil.copytree if (ROOT / local).is_dir() else shutil.copy
-        copy(ROOT / local, target)
+        if (ROOT / local).is_dir():
+            shutil.copytree(ROOT / local, target, ignore=UNCOMPILED)
+        else:
+            shutil.copy(ROOT / local, target)
     mounted = _files(suite)
 
     # The node's pip is this one, kept from the network and from the packages of this machine.

@@ -296,10 +296,10 @@ def test_a_large_heat_map_has_few_ticks_and_no_numbers_and_labels_what_it_shows(
             {3: (1.0, 1.0), 5: (1.0, 0.9899), 8: (0.99, 0.99)},
             3,
         ),  # what lies beyond a gap does not count
-        ({3: (1.0, 0.98), 5: (0.98, 1.0)}, None),  # each is remembered by one seed only
-        ({3: (0.2, 0.3)}, None),
+        ({3: (1.0, 0.98), 5: (0.98, 1.0)}, 0),  # each is remembered by one seed only
+        ({3: (0.2, 0.3)}, 0),
         ({12: (0.99,)}, 12),
-        ({12: (0.98999,)}, None),
+        ({12: (0.98999,)}, 0),
     ],
 )
 def test_the_effective_length_is_that_up_to_which_every_seed_remembers(accuracies, expected):
@@ -309,6 +309,14 @@ def test_the_effective_length_is_that_up_to_which_every_seed_remembers(accuracie
         for seed, value in enumerate(values)
     ]
     assert sweep.effective_length(sweep.spread(made(rows))) == expected
+
+
+@pytest.mark.parametrize(
+    ("unfinished", "expected"), [([], 5), ([8, 12], 5), ([3], None), ([4], None), ([6, 12], None)]
+)
+def test_the_effective_length_is_not_known_before_the_lengths_that_decide_it(unfinished, expected):
+    rows = [("lstm", "uniform", length, 0, value) for length, value in ((3, 1), (5, 1), (8, 0.5))]
+    assert sweep.effective_length(sweep.spread(made(rows)), unfinished) == expected
 
 
 def test_a_sharp_drop_is_a_fall_of_more_than_20_points_within_a_trial():
@@ -469,7 +477,7 @@ def test_places_without_a_finished_trial_are_told_in_one_line_and_nothing_is_wri
         refused(draw(monkeypatch, capsys, copy, place, "--out", out), place)
     for trial in copy.glob("*-seed?"):
         undo_last_epoch(trial)
-    refused(draw(monkeypatch, capsys, copy, "--out", out), "no trial has reached its last epoch")
+    refused(draw(monkeypatch, capsys, copy, "--out", out), "no trial is finished yet")
     assert not out.exists()
 
 

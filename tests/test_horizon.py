@@ -8,7 +8,7 @@ import pytest
 from experiments import write_trial
 from PIL import Image
 
-from analysis import horizon, outcomes
+from analysis import horizon, outcomes, sweep
 from analysis.results import read_trials
 from jobs import grid
 
@@ -40,7 +40,7 @@ def trial(
 
 
 def described(place: Path) -> pd.DataFrame:
-    return pd.DataFrame([outcomes.described(trial) for trial in read_trials(str(place))])
+    return outcomes.outcomes_table(read_trials(str(place)))
 
 
 @pytest.mark.parametrize(
@@ -88,14 +88,23 @@ def test_the_reach_of_a_seed_is_not_known_before_its_shorter_lengths_are_done(tm
     trial(tmp_path, [0.1, 1], length=5)  # under way
     trial(tmp_path, [1, 1, 1, 1], length=10)
     trials = list(read_trials(str(tmp_path)))
-    done = pd.DataFrame(
-        [outcomes.described(trial) for trial in trials if len(trial.rows) == EPOCHS]
-    )
-    assert outcomes.reach_of_seeds(done, trials).empty
-    assert (
-        "effective length not known yet"
-        in horizon.findings([trial for trial in trials if len(trial.rows) == EPOCHS], trials)[0]
-    )
+    done = [trial for trial in trials if len(trial.rows) == EPOCHS]
+    assert outcomes.reach_of_seeds(outcomes.outcomes_table(done), trials).empty
+    for findings in (horizon.findings, sweep.findings):
+        assert "effective length not known yet" in findings(done, trials)[0]
+
+
+def test_a_seed_that_ended_early_counts_until_the_last_one_ends(tmp_path):
+    trial(tmp_path, [0.5, 1, 1], seed=0)
+    trial(tmp_path, [0.1, 0.1, 0.1, 0.2], seed=1)
+    for seed in (0, 1):
+        trial(tmp_path, [1, 1], length=20, seed=seed)
+    sweep.draw_learning(read_trials(str(tmp_path)), tmp_path)
+    drawn = pd.read_csv(tmp_path / "learning_lstm_chrono.csv")
+    found = {(row.length, row.epoch): row.val_accuracy for row in drawn.itertuples()}
+    at_10 = {1: 0.3, 2: 0.55, 3: 0.55, 4: 0.6}
+    expected = {(10, epoch): mean for epoch, mean in at_10.items()} | {(20, 1): 1, (20, 2): 1}
+    assert found == pytest.approx(expected)
 
 
 def test_all_is_drawn_with_its_numbers_and_words(called, tmp_path):

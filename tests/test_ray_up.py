@@ -32,7 +32,7 @@ def cluster(tmp_path_factory, shared):
         net.write_cluster_yaml()
         typed(net, "umask 077; ray get-auth-token --generate > ~/token")
         typed(net, "RAY_UP_enable_autoscaler_v2=0 ray up -y ~/cluster.yaml")
-        wait_for(lambda: "3 local.cluster.node" in net["head"].run("ray status").stdout)
+        wait_for(lambda: "3 local.cluster.node" in net["head"].run("ray status").stdout, every=1)
         yield net
 
 

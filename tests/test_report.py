@@ -229,11 +229,23 @@ def test_runs_that_have_just_begun_have_a_page(called, gan_run, tmp_path):
     assert "no whole checkpoint is here yet" in out.read_text()
 
 
+def test_variants_are_no_further_seeds(called, tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "variants")
+    for trial in read_trials(str(tiny)):
+        name = trial.name.replace("uniform", "uniform-clip")
+        write_trial(folder, name, trial.config | {"variant": "clip"}, trial.rows)
+    out = tmp_path / "report.html"
+    done = called(report.main, folder, "--out", out)
+    assert done.returncode == 0, done.stderr
+    found = re.findall(r"<p>([^<]*): effective length", out.read_text())
+    assert found == ["LSTM, uniform, clip", "LSTM, uniform", "RNN, uniform, clip", "RNN, uniform"]
+
+
 def test_what_cannot_be_shown_is_told_in_one_line(called, tiny, tmp_path):
     for arguments, told in (
         ([tmp_path / "none"], "no such folder"),
         ([tiny, "--tested", 1], "--tested 1: 10 or more"),
-        ([tiny, "--out", tmp_path, "--tested", 10], "Is a directory"),
+        ([tiny, "--out", tmp_path, "--tested", 10], "a folder; name a file"),
     ):
         done = called(report.main, *arguments)
         assert (done.returncode, done.stdout) == (2, "")

@@ -29,9 +29,9 @@ def finished(results: str) -> int:
     return sum(len(rows) == 2 for rows in numbers(results).values())
 
 
-def last_checkpoints(prefix: str) -> list[str]:
+def last_checkpoints(client, prefix: str) -> list[str]:
     """Returns the second epochs' checkpoints; to read the results takes longer than a trial."""
-    listed = boto3.client("s3").list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
+    listed = client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
     names = [each["Key"] for each in listed]
     return [name for name in names if name.endswith("checkpoint_000001/checkpoint.json")]
 
@@ -41,8 +41,9 @@ def test_a_sweep_that_was_killed_goes_on_in_a_bucket(server, tiny, tmp_path):
     command += ["--storage", f"s3://{BUCKET}/some/sweeps", "--name", "rnn"]
     results = f"s3://{BUCKET}/some/sweeps/rnn"
     expected = {name: rows for name, rows in numbers(str(tiny)).items() if name.startswith("rnn")}
+    client = boto3.client("s3")
     with started(*command, "--max-concurrent", 1) as driver:
-        wait_for(lambda: last_checkpoints("some/sweeps/rnn/"), driver)
+        wait_for(lambda: last_checkpoints(client, "some/sweeps/rnn/"), driver)
         driver.kill()
     before = finished(results)
     done = run(*command)

@@ -54,3 +54,10 @@ def test_a_table_that_is_none_is_told_in_one_line(called, tmp_path):
         assert (done.returncode, done.stdout) == (2, "")
         (line,) = done.stderr.splitlines()
         assert told in line
+
+
+@pytest.mark.parametrize("flag", ["--trials", "--slots", "--minutes"])
+def test_a_plan_for_nothing_is_refused(called, flag):
+    done = called(scale.main, TOP / "docs" / "scale.csv", flag, 0)
+    assert done.returncode == 2
+    assert done.stderr.endswith("--trials, --slots and --minutes: must be more than 0\n")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -51,7 +52,7 @@ def undisturbed(tmp_path_factory) -> Path:
     done = run("jobs/sweep.py", *GRID, "--storage", place, "--name", "sweep")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of 2 trials done" in done.stdout
-    assert "2 at a time" in done.stdout or os.cpu_count() < 2
+    assert re.search(r"^\d+ at a time; each with 1 CPU", done.stdout, re.M)
     assert f"next: python analysis/sweep.py '{place}/sweep'" in done.stdout
     assert done.stderr == ""
     return place / "sweep"
@@ -88,7 +89,7 @@ def test_a_killed_trial_goes_on_in_a_new_process_and_ends_with_the_same_numbers(
         trial = tmp_path / "sweep" / "lstm-uniform-length020-seed0"
         rows = wait_for(lambda: len(history(trial)) >= 2 and history(trial), driver)
         os.kill(rows[-1]["pid"], signal.SIGKILL)
-        output, _ = driver.communicate(timeout=200)
+        output, _ = driver.communicate(timeout=600)
     assert driver.returncode == 0, output
     assert "its process ended; it goes on from its newest checkpoint" in output
     assert "(raylet)" not in output  # Ray's own paragraph about it
@@ -114,10 +115,9 @@ def killed_once(tmp_path_factory) -> Path:
             return len(trials) == 2 and all(len(history(trial)) >= 2 for trial in trials)
 
         wait_for(begun, driver)
-        pids = [row["pid"] for trial in folder.glob("*-seed0") for row in history(trial)]
         driver.kill()
         driver.wait()
-        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+        wait_for(lambda: not session_without_agents(driver.pid))
     return folder
 
 
@@ -146,22 +146,30 @@ def test_a_damaged_checkpoint_is_passed_over_and_no_snapshot_of_tunes_is_needed(
 ):
     """The driver may be killed while it writes either. A trial is found by its folder's name."""
     trial = killed / "lstm-uniform-length020-seed0"
-    names = sorted(trial.glob("checkpoint_*"), key=lambda path: epoch_of(path))
-    state = names[-1] / "state.pt"
+    newest = max(trial.glob("checkpoint_*"), key=epoch_of)
+    state = newest / "state.pt"
     state.write_bytes(state.read_bytes()[:1000])
     for snapshot in killed.glob("experiment_state-*.json"):
         snapshot.write_text(snapshot.read_text()[:100])
     again = run("jobs/sweep.py", *GRID, "--storage", killed.parent, "--name", "sweep")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert f"{trial.name}: damaged and passed over: {names[-1].name};" in again.stdout
+    (told,) = re.findall(f"{trial.name}: damaged and passed over: (.*);", again.stdout)
+    assert newest.name in told.split()  # and maybe one that the kill cut off
     assert measurements(killed) == measurements(undisturbed)
     assert len([path for path in killed.iterdir() if path.is_dir()]) == 2
+    # Its rows still say so, and go to Tune again where a trial goes on: that is no news.
+    shutil.rmtree(max(trial.glob("checkpoint_*"), key=epoch_of))
+    later = run("jobs/sweep.py", *GRID, "--storage", killed.parent, "--name", "sweep")
+    assert later.returncode == 0, later.stdout + later.stderr
+    assert "passed over" not in later.stdout
+    assert measurements(killed) == measurements(undisturbed)
 
 
-def test_of_tunes_snapshot_both_files_must_be_whole(killed):
-    folder = storage.Folder(str(killed), storage.fs.LocalFileSystem(), str(killed))
-    assert tuning.ended_trials(folder) == set()
-    (trial_list,) = killed.glob("basic-variant-state-*")
+def test_of_tunes_snapshot_both_files_must_be_whole(undisturbed, tmp_path):
+    place = shutil.copytree(undisturbed, tmp_path / "sweep")
+    folder = storage.Folder(str(place), storage.fs.LocalFileSystem(), str(place))
+    assert tuning.ended_trials(folder) == {trial.name for trial in read_trials(str(place))}
+    (trial_list,) = place.glob("basic-variant-state-*")
     trial_list.write_bytes(trial_list.read_bytes()[:-1])
     assert tuning.ended_trials(folder) is None
     trial_list.unlink()
@@ -183,6 +191,8 @@ def test_a_finished_trial_whose_last_checkpoint_is_lost_does_its_last_epoch_agai
 
 def epoch_of(folder: Path) -> int:
     """Returns the epoch of a checkpoint, 0 for one that was being written when its run ended."""
+    if not (folder / "state.pt").exists():
+        return 0
     try:
         return json.loads((folder / "checkpoint.json").read_text())["epoch"]
     except (OSError, ValueError):
@@ -224,7 +234,7 @@ def test_trials_share_a_process_that_has_its_threads_and_its_allocator(tmp_path)
         environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
         for name, value in WORKER_ENVIRONMENT.items():
             assert f"{name}={value}" in environment
-        output, _ = driver.communicate(timeout=200)
+        output, _ = driver.communicate(timeout=600)
     assert driver.returncode == 0, output
     rows = [row for trial in read_trials(str(tmp_path / "sweep")) for row in trial.rows]
     assert {(row["pid"], row["threads"], row["device"]) for row in rows} == {(pid, cpus, "cpu")}
@@ -253,17 +263,18 @@ def test_an_environment_whose_path_has_a_space_runs_trials(tmp_path):
     flags += ["--storage", tmp_path / "my results"]
     python = str(tmp_path / "my venv" / "bin" / "python")
     command = [python, *scripts.command("jobs/sweep.py", *flags)[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 of 1 trial done" in done.stdout
 
 
 def test_ctrl_c_ends_soon_and_says_how_to_go_on(tmp_path):
-    with started("jobs/sweep.py", *GRID, "--storage", tmp_path, "--name", "sweep") as driver:
+    flags = [*GRID, "--epochs", 200]  # so that it is far from its end
+    with started("jobs/sweep.py", *flags, "--storage", tmp_path, "--name", "sweep") as driver:
         trial = tmp_path / "sweep" / "lstm-uniform-length020-seed0"
         wait_for(lambda: history(trial), driver)
         os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to the driver and its children
-        output, _ = driver.communicate(timeout=60)
+        output, _ = driver.communicate(timeout=300)
     assert driver.returncode == 130, output
     assert interrupt.ANSWER in output
     wait_for(lambda: not session_without_agents(driver.pid))

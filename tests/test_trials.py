@@ -194,6 +194,7 @@ def test_a_path_from_home_and_a_uri_are_read_the_same(copy, shown, monkeypatch):
     ("flags", "said"),
     [
         (["--sort", "accuracy"], "there is no column 'accuracy'"),
+        (["--reverse"], "--reverse: goes with --sort"),
         (["--columns", "trial,acuracy"], "there is no column 'acuracy'"),
         (["--columns", "trial,"], "there is no column ''"),
         (["--where", "accuracy > 0.5"], "'accuracy' is not defined"),
@@ -261,7 +262,7 @@ def test_whoever_reads_may_have_seen_enough(tiny, tmp_path, words):
             stdout=closed,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=120,
+            timeout=600,
         )
     assert (done.returncode, done.stderr) == (0, "")
     assert bool(list(tmp_path.glob("*.png"))) == (script == "horizon.py")
