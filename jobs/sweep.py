@@ -21,12 +21,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import PurePath
 from typing import Any
 
 import torch
 from ray import tune
+from ray.tune.experiment import Trial
 
 from jobs import cluster, flags, machine, storage, tuning
 from jobs.flags import Trouble, setting
@@ -190,16 +193,18 @@ def tuner(
     )
     # A Tuner that is made writes its configuration into the folder, and one that is restored reads
     # it there: so a run that goes on obeys the limits of this command, not of the first one.
-    ended = tuning.ended_trials(folder)
-    if ended is None:
+    known = tuning.snapshot(folder)
+    left = {name: trial for name, trial in (known or {}).items() if name not in finished}
+    if known is None or not tuning.can_go_on(folder, left):
         return made
     resume = tune.ResumeConfig(errored=tune.ResumeConfig.ResumeType.RESUME)
-    if ended - finished:  # their last checkpoints are lost: each trial looks at its own again
+    if any(trial.status == Trial.TERMINATED for trial in left.values()):
+        # Their last checkpoints are damaged: each trial looks at its own again.
         resume.finished = tune.ResumeConfig.ResumeType.RESUME
     return tune.Tuner.restore(folder.uri, trainable, _resume_config=resume)
 
 
-def run_trials(tuner: tune.Tuner) -> list[str]:
+def run_trials(tuner: tune.Tuner, folder: storage.Folder) -> list[str]:
     """Runs the trials, and returns what failed for good, a line for each."""
     try:
         results = tuner.fit()
@@ -207,15 +212,20 @@ def run_trials(tuner: tune.Tuner) -> list[str]:
         return []
     except Exception as error:  # whatever stopped Tune itself: a full disk, a head that is gone
         return [f"the sweep stopped: {type(error).__name__}: {error}".splitlines()[0]]
-    if not results.num_errors:  # errors of trials that went on are not failures
+    if not results.num_errors:
         return []
+    known: dict[str, tuning.Known] = {}
+    with suppress(OSError):  # which is told when the trials are counted
+        known = tuning.snapshot(folder) or {}
+    # Others have errors, too: trials that went on after one, and have not ended.
+    failed = {name for name, trial in known.items() if trial.status == Trial.ERROR}
     failures = [
         f"{str(result.error).strip().splitlines()[-1]} ({result.path}/error.txt)"
         for result in results
-        if result.error
+        if result.error and PurePath(result.path).name in failed
     ]
     untold = results.num_errors - len(failures)
-    if untold > 0:  # Tune reads errors from the storage
+    if untold:  # Tune reads errors from the storage, and we its snapshot
         failures.append(f"{plural(untold, 'trial')}, whose errors the storage did not take")
     return failures
 
@@ -292,7 +302,7 @@ def main() -> int:
         print("\n".join(f"  {describe(part)}" for part in parts))
         print(cluster.plan(resources, run.max_concurrent))
         print(f"results: {folder.uri}", flush=True)
-        failures = run_trials(tuner(folder, configs, finished, run, resources))
+        failures = run_trials(tuner(folder, configs, finished, run, resources), folder)
         try:
             finished = finished_trials(folder, configs)
         except OSError as error:

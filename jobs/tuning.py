@@ -2,10 +2,12 @@
 
 import json
 import pickletools
+import re
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray import tune
@@ -60,8 +62,15 @@ def param_space(configs: list[Config]) -> Config:
     return {name: tune.choice(list({c[name]: 0 for c in configs})) for name in configs[0]}
 
 
-def ended_trials(folder: Folder) -> set[str] | None:
-    """Returns the trials that have ended well by Tune's snapshot, None where it is not whole.
+class Known(NamedTuple):
+    """What Tune's snapshot says of a trial."""
+
+    status: str
+    checkpoint: str  # the name of the newest, empty where there is none
+
+
+def snapshot(folder: Folder) -> dict[str, Known] | None:
+    """Returns what Tune's snapshot says of each trial, by name, None where it is not whole.
 
     It is two files: the trials, and the list that they come from. A disk that is full may have
     taken the one and not the other.
@@ -75,12 +84,32 @@ def ended_trials(folder: Folder) -> set[str] | None:
     if trial_list not in names:
         return None
     try:
-        trials = [json.loads(t) for t, _ in json.loads(folder.read(newest))["trial_data"]]
-        for _ in pickletools.genops(folder.read(trial_list)):  # to its end, without running it
-            pass
+        known = {}
+        for pair in json.loads(folder.read(newest))["trial_data"]:
+            trial, metadata = map(json.loads, pair)
+            texts = _texts(bytes.fromhex(metadata["checkpoint_manager"]["value"]))
+            kept = [text for text in texts if re.fullmatch(r"checkpoint_\d+", text)]
+            known[trial["custom_trial_name"]] = Known(trial["status"], max(kept, default=""))
+        _texts(folder.read(trial_list))
     except (ValueError, KeyError):  # half-written
         return None
-    return {t["custom_trial_name"] for t in trials if t["status"] == Trial.TERMINATED}
+    return known
+
+
+def _texts(pickled: bytes) -> list[str]:
+    """Returns the texts in a pickle, which is read to its end and not run."""
+    return [text for _, text, _ in pickletools.genops(pickled) if isinstance(text, str)]
+
+
+def can_go_on(folder: Folder, trials: dict[str, Known]) -> bool:
+    """Returns whether the checkpoints are there from which Tune would go on: else trials fail."""
+
+    def can(name: str) -> bool:
+        newest = trials[name].checkpoint
+        return not newest or newest in folder.child(name).names()
+
+    with ThreadPoolExecutor() as threads:  # a storage behind a URI answers slowly
+        return all(threads.map(can, trials))
 
 
 class Progress(tune.Callback):

@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import scripts
@@ -158,6 +160,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_no_snapshot_of_tunes_is_needed(
     assert measurements(killed) == measurements(undisturbed)
     assert len([path for path in killed.iterdir() if path.is_dir()]) == 2
     # Its rows still say so, and go to Tune again where a trial goes on: that is no news.
+    # Nor does it matter that Tune's snapshot names a checkpoint that is gone.
     shutil.rmtree(max(trial.glob("checkpoint_*"), key=epoch_of))
     later = run("jobs/sweep.py", *GRID, "--storage", killed.parent, "--name", "sweep")
     assert later.returncode == 0, later.stdout + later.stderr
@@ -168,12 +171,39 @@ def test_a_damaged_checkpoint_is_passed_over_and_no_snapshot_of_tunes_is_needed(
 def test_of_tunes_snapshot_both_files_must_be_whole(undisturbed, tmp_path):
     place = shutil.copytree(undisturbed, tmp_path / "sweep")
     folder = storage.Folder(str(place), storage.fs.LocalFileSystem(), str(place))
-    assert tuning.ended_trials(folder) == {trial.name for trial in read_trials(str(place))}
+    ended = tuning.Known("TERMINATED", f"checkpoint_{EPOCHS - 1:06}")
+    names = [trial.name for trial in read_trials(str(place))]
+    assert tuning.snapshot(folder) == dict.fromkeys(names, ended)
     (trial_list,) = place.glob("basic-variant-state-*")
     trial_list.write_bytes(trial_list.read_bytes()[:-1])
-    assert tuning.ended_trials(folder) is None
+    assert tuning.snapshot(folder) is None
     trial_list.unlink()
-    assert tuning.ended_trials(folder) is None
+    assert tuning.snapshot(folder) is None
+
+
+def test_a_trial_that_goes_on_after_an_error_is_none_that_failed_for_good(undisturbed, tmp_path):
+    place = shutil.copytree(undisturbed, tmp_path / "sweep")
+    lstm, rnn = (place / f"{cell}-uniform-length020-seed0" for cell in ("lstm", "rnn"))
+    (snapshot,) = place.glob("experiment_state-*.json")
+    state = json.loads(snapshot.read_text())
+    for pair in state["trial_data"]:  # each a pair of JSON texts
+        trial = json.loads(pair[0])
+        trial["status"] = "ERROR" if trial["config"]["cell"] == "lstm" else "PENDING"
+        pair[0] = json.dumps(trial)
+    snapshot.write_text(json.dumps(state))
+
+    class InterruptedTuner:
+        num_errors = 1
+
+        def fit(self) -> "InterruptedTuner":
+            return self
+
+        def __iter__(self) -> Iterator[SimpleNamespace]:
+            yield SimpleNamespace(error=ValueError("bad"), path=str(lstm))
+            yield SimpleNamespace(error=OSError("lost once"), path=str(rnn))
+
+    folder = storage.Folder(str(place), storage.fs.LocalFileSystem(), str(place))
+    assert sweep.run_trials(InterruptedTuner(), folder) == [f"bad ({lstm}/error.txt)"]
 
 
 def test_a_finished_trial_whose_last_checkpoint_is_lost_does_its_last_epoch_again(
