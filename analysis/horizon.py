@@ -97,7 +97,7 @@ def draw_reach(table: pd.DataFrame, trials: list[Trial], out: Path) -> Path:
 def draw_sequences(table: pd.DataFrame, out: Path) -> Path:
     """Draws how many sequences each trial saw until 99 %, over the length, by cell."""
     cells = list(table.groupby("cell"))
-    span = table["length"].max() / table["length"].min()
+    span = max(2, table["length"].max() / table["length"].min())  # of one length, there is none
     figure, panels = plt.subplots(
         1,
         len(cells),
