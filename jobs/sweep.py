@@ -106,14 +106,14 @@ def train(config: dict[str, Any]) -> None:
     for row in history:  # Tune may have lost them: readers take one row for each epoch
         tune.report(row | {"damaged": ""})  # which was told at its time
 
-    taken = memory.OptimizerSteps(network)
+    optimizer_steps = memory.OptimizerSteps(network)
     restored_epoch, where = len(history), machine.described(device)
     while not recurrent.has_ended(history, config["epochs"], config["hold"]):
         epoch, checked = len(history) + 1, []
 
         def after_step(step: int, checked: list[float] = checked) -> None:
             if config["probe"]:
-                taken.see(schedule.get_last_lr()[0])
+                optimizer_steps.see(schedule.get_last_lr()[0])
             schedule.step()
             if step in looks:
                 checked.append(recurrent.evaluate(network, few)[1])
@@ -142,7 +142,7 @@ def train(config: dict[str, Any]) -> None:
         if looks:  # and the last one is the epoch's own
             row["checked"] = [*checked, val_accuracy]
         if config["probe"]:
-            row |= memory.probe(network, few) | taken.means_since_last()
+            row |= memory.probe(network, few) | optimizer_steps.means_since_last()
         history.append(row)
         state = {
             "network": network.state_dict(),
@@ -194,11 +194,10 @@ def tuner(
     # A Tuner that is made writes its configuration into the folder, and one that is restored reads
     # it there: so a run that goes on obeys the limits of this command, not of the first one.
     known = tuning.snapshot(folder)
-    left = {name: trial for name, trial in (known or {}).items() if name not in finished}
-    if known is None or not tuning.can_go_on(folder, left):
+    if known is None or not tuning.can_go_on(folder, known):
         return made
     resume = tune.ResumeConfig(errored=tune.ResumeConfig.ResumeType.RESUME)
-    if any(trial.status == Trial.TERMINATED for trial in left.values()):
+    if any(t.status == Trial.TERMINATED for name, t in known.items() if name not in finished):
         # Their last checkpoints are damaged: each trial looks at its own again.
         resume.finished = tune.ResumeConfig.ResumeType.RESUME
     return tune.Tuner.restore(folder.uri, trainable, _resume_config=resume)
@@ -225,7 +224,7 @@ def run_trials(tuner: tune.Tuner, folder: storage.Folder) -> list[str]:
         if result.error and PurePath(result.path).name in failed
     ]
     untold = results.num_errors - len(failures)
-    if untold:  # Tune reads errors from the storage, and we its snapshot
+    if untold > 0:  # Tune reads errors from the storage, and we its snapshot
         failures.append(f"{plural(untold, 'trial')}, whose errors the storage did not take")
     return failures
 

@@ -88,7 +88,8 @@ def snapshot(folder: Folder) -> dict[str, Known] | None:
         for pair in json.loads(folder.read(newest))["trial_data"]:
             trial, metadata = map(json.loads, pair)
             texts = _texts(bytes.fromhex(metadata["checkpoint_manager"]["value"]))
-            kept = [text for text in texts if re.fullmatch(r"checkpoint_\d+", text)]
+            # As paths: a row may have the names of others, which are damaged.
+            kept = [found[1] for text in texts if (found := re.search(r"/(checkpoint_\d+)$", text))]
             known[trial["custom_trial_name"]] = Known(trial["status"], max(kept, default=""))
         _texts(folder.read(trial_list))
     except (ValueError, KeyError):  # half-written

@@ -1,7 +1,7 @@
 """How far back a recurrent network remembers, seen in its gradients, and how it is moved by them.
 
     probe(network, data)["gradient_h"]   # by steps back from the end: 0, 1, … length
-    taken = OptimizerSteps(network)      # taken.see(rate) after each step, taken.means_since_last()
+    steps = OptimizerSteps(network)      # steps.see(rate) after each, then steps.means_since_last()
 
 Where the gradient of the loss with respect to the hidden state vanishes over the steps back,
 nothing can be learned from the digits read there (Hochreiter 1991, Bengio et al. 1994).

@@ -348,7 +348,7 @@ def soak(cluster: Cluster, trials: int, seed: int) -> tuple[int, int]:
     chance, over, killed = random.Random(seed), threading.Event(), 0
     epochs = sum(map(len, expected.values()))
     # By a clock, a quick machine would be done before, and on a slow one no trial end an epoch.
-    moments = sorted(chance.sample(range(epochs * 3 // 4), trials // 3))
+    moments = sorted(chance.sample(range(epochs // 2), trials // 3))
 
     def kill() -> None:
         nonlocal killed

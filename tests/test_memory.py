@@ -98,7 +98,7 @@ def test_plain_gradient_descent_steps_as_far_as_the_gradient_is_long():
     assert means["step_size"] == pytest.approx(sum(sizes).item() / 3, rel=1e-10)
 
 
-def test_adams_step_is_at_most_its_rate_for_gradients_of_one_size():
+def test_adams_step_is_its_rate_while_gradients_stay_the_same():
     network = build("rnn", 16, "uniform", 0, LENGTH)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
     steps = OptimizerSteps(network)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -40,10 +41,13 @@ def measurements(folder: Path) -> dict[str, list[tuple]]:
     }
 
 
+def folder_at(place: Path) -> storage.Folder:
+    return storage.Folder(str(place), storage.fs.LocalFileSystem(), str(place))
+
+
 def history(trial: Path) -> list[dict]:
     """Returns the rows of the newest whole checkpoint of a trial, while it runs."""
-    folder = storage.Folder(str(trial), storage.fs.LocalFileSystem(), str(trial))
-    last, _ = storage.newest_checkpoint(folder)
+    last, _ = storage.newest_checkpoint(folder_at(trial))
     return last.history if last else []
 
 
@@ -162,6 +166,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_no_snapshot_of_tunes_is_needed(
     # Its rows still say so, and go to Tune again where a trial goes on: that is no news.
     # Nor does it matter that Tune's snapshot names a checkpoint that is gone.
     shutil.rmtree(max(trial.glob("checkpoint_*"), key=epoch_of))
+    assert not tuning.can_go_on(folder_at(killed), tuning.snapshot(folder_at(killed)))
     later = run("jobs/sweep.py", *GRID, "--storage", killed.parent, "--name", "sweep")
     assert later.returncode == 0, later.stdout + later.stderr
     assert "passed over" not in later.stdout
@@ -170,7 +175,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_no_snapshot_of_tunes_is_needed(
 
 def test_of_tunes_snapshot_both_files_must_be_whole(undisturbed, tmp_path):
     place = shutil.copytree(undisturbed, tmp_path / "sweep")
-    folder = storage.Folder(str(place), storage.fs.LocalFileSystem(), str(place))
+    folder = folder_at(place)
     ended = tuning.Known("TERMINATED", f"checkpoint_{EPOCHS - 1:06}")
     names = [trial.name for trial in read_trials(str(place))]
     assert tuning.snapshot(folder) == dict.fromkeys(names, ended)
@@ -179,6 +184,20 @@ def test_of_tunes_snapshot_both_files_must_be_whole(undisturbed, tmp_path):
     assert tuning.snapshot(folder) is None
     trial_list.unlink()
     assert tuning.snapshot(folder) is None
+
+
+def test_a_damaged_checkpoint_that_a_row_names_is_not_what_tune_goes_on_from(undisturbed, tmp_path):
+    place = shutil.copytree(undisturbed, tmp_path / "sweep")
+    (snapshot,) = place.glob("experiment_state-*.json")
+    state = json.loads(snapshot.read_text())
+    for pair in state["trial_data"]:
+        metadata = json.loads(pair[1])
+        texts = [f"{place}/trial/checkpoint_000002", "damaged", "checkpoint_000009"]
+        metadata["checkpoint_manager"]["value"] = pickle.dumps(texts).hex()
+        pair[1] = json.dumps(metadata)
+    snapshot.write_text(json.dumps(state))
+    found = tuning.snapshot(folder_at(place))
+    assert {trial.checkpoint for trial in found.values()} == {"checkpoint_000002"}
 
 
 def test_a_trial_that_goes_on_after_an_error_is_none_that_failed_for_good(undisturbed, tmp_path):
@@ -202,7 +221,7 @@ def test_a_trial_that_goes_on_after_an_error_is_none_that_failed_for_good(undist
             yield SimpleNamespace(error=ValueError("bad"), path=str(lstm))
             yield SimpleNamespace(error=OSError("lost once"), path=str(rnn))
 
-    folder = storage.Folder(str(place), storage.fs.LocalFileSystem(), str(place))
+    folder = folder_at(place)
     assert sweep.run_trials(InterruptedTuner(), folder) == [f"bad ({lstm}/error.txt)"]
 
 
