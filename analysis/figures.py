@@ -1,6 +1,8 @@
-"""How every figure of the suite looks, and how it is saved with the numbers behind it."""
+"""The style of every figure, and how it is saved together with its data."""
 
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -9,21 +11,29 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-# Okabe & Ito's colours, told apart by colour-blind readers, with a marker for those who print.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-LOOKS = {
-    "lstm": {"color": COLORS[0], "marker": "o", "ms": 7, "mfc": "white"},
-    "rnn": {"color": COLORS[1], "marker": "s", "ms": 4},  # inside of the other, where both are
+from models.recurrent import CELLS, INIT_NAMES
+
+# Okabe & Ito's colorblind-safe colors, without the yellow that is hard to see on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+
+# Markers tell cells apart in print. The first is large and hollow, so that the others show inside
+# of it where they coincide.
+MARKERS = (
+    {"marker": "o", "ms": 7, "mfc": "white"},
+    {"marker": "s", "ms": 4},
+    {"marker": "D", "ms": 4},
+    {"marker": "v", "ms": 5},
+    {"marker": "P", "ms": 5},
+)
+LINESTYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+
+CELL_LABELS = {cell: cell.upper() for cell in CELLS}
+CELL_STYLES: dict[str, dict[str, Any]] = {
+    cell: {"color": color, **marker}
+    for cell, color, marker in zip(CELLS, cycle(PALETTE), cycle(MARKERS), strict=False)
 }
-NAMES = {cell: cell.upper() for cell in LOOKS}
-STARTS = {
-    "uniform": "-",
-    "orthogonal": "--",
-    "chrono": ":",
-    "forget": "-.",
-    "identity": (0, (5, 1, 1, 1, 1, 1)),
-}
-HEAT = "cividis"  # even in grey and for colour-blind readers
+INIT_LINESTYLES = dict(zip(INIT_NAMES, cycle(LINESTYLES), strict=False))
+HEATMAP_CMAP = "cividis"  # perceptually uniform, also in grayscale and for colorblind readers
 
 plt.rcParams.update(
     {
@@ -40,29 +50,31 @@ plt.rcParams.update(
 )
 
 
-def save(figure: Figure, numbers: pd.DataFrame, out: Path, name: str, alt: str) -> Path:
-    """Writes NAME.png, and its numbers as NAME.csv; returns the picture's path.
+def save(figure: Figure, data: pd.DataFrame, out: Path, name: str, alt: str) -> Path:
+    """Writes NAME.png, and its data as NAME.csv; returns the path of the PNG.
 
-    What the picture shows, in words for those who do not see it, goes into the PNG as well.
+    The alternative text is embedded in the PNG.
     """
     out.mkdir(parents=True, exist_ok=True)
-    picture = out / f"{name}.png"
-    figure.savefig(picture, bbox_inches="tight", metadata={"Description": alt})
+    path = out / f"{name}.png"
+    figure.savefig(path, bbox_inches="tight", metadata={"Description": alt})
     plt.close(figure)
-    numbers.to_csv(out / f"{name}.csv", index=False)
-    return picture
+    data.to_csv(out / f"{name}.csv", index=False)
+    return path
 
 
-def heat_map(table: pd.DataFrame, title: str, xlabel: str, ylabel: str, color: str) -> Figure:
-    """Draws a table of shares (0 to 1) in percent: its columns along x, its index upwards."""
+def heat_map(
+    table: pd.DataFrame, title: str, xlabel: str, ylabel: str, colorbar_label: str
+) -> Figure:
+    """Plots a table of fractions (0 to 1) in percent: columns along x, index along y."""
     rows, columns = table.shape
     figure, axes = plt.subplots(figsize=(min(9, 4.2 + 0.25 * columns), min(8, 3 + 0.17 * rows)))
     percent = 100 * table.to_numpy(float)
-    image = axes.imshow(percent, aspect="auto", origin="lower", cmap=HEAT, vmin=0, vmax=100)
-    if rows * columns <= 150:  # few enough to be read as numbers, too
+    image = axes.imshow(percent, aspect="auto", origin="lower", cmap=HEATMAP_CMAP, vmin=0, vmax=100)
+    if rows * columns <= 150:  # few enough to print the numbers
         for row, column in ((r, c) for r in range(rows) for c in range(columns)):
             value = percent[row, column]
-            if value == value:  # not where there is none
+            if value == value:  # not NaN
                 ink = "black" if value > 50 else "white"
                 axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=ink, size=8)
     axes.set_xticks(*_ticks(list(table.columns)))
@@ -70,7 +82,7 @@ def heat_map(table: pd.DataFrame, title: str, xlabel: str, ylabel: str, color: s
     axes.grid(False)
     axes.set_title(title, size=10)
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    figure.colorbar(image, ax=axes, label=color)
+    figure.colorbar(image, ax=axes, label=colorbar_label)
     return figure
 
 

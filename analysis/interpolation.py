@@ -1,4 +1,4 @@
-"""Figure 7: paths of latent vectors from one digit to another, and what is seen on the way."""
+"""Figure 7: interpolation between two digits in the latent space."""
 
 from pathlib import Path
 
@@ -7,32 +7,23 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analysis.cli import ResultsError
 from analysis.figures import save
-from analysis.images import seen_table, show
-from analysis.results import NoResults
-from models import classifier, gan, quality
+from analysis.images import prediction_table, show_image
+from models import gan
+from models.classifier import Classifier
+from models.gan_metrics import classify
 
-STEPS = 7  # images between the two ends
-SURE = 0.99  # what the classifier gives to the digit at an end, or more
+NUM_STEPS = 7  # images between the two ends
+MIN_CONFIDENCE = 0.99  # of the classifier in the digit at an end
 PAIRS = ((0, 6), (3, 8), (4, 9), (7, 1), (5, 2))
 
 
-def pairs_of(start: int | None, end: int | None) -> list[tuple[int, int]]:
-    """Returns the pairs of digits to interpolate between, of what --from and --to say."""
-    if start is None and end is None:
-        return list(PAIRS)
-    if start is None or end is None:
-        raise NoResults("--from and --to go together")
-    if start == end:
-        raise NoResults(f"--from {start} --to {end}: interpolate between two different digits")
-    return [(start, end)]
-
-
 def slerp(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
-    """Returns points on the arc between two vectors (d,), at shares t (n,) of its angle: (n, d).
+    """Spherical interpolation of two vectors (d,) at fractions t (n,) of their angle: (n, d).
 
-    Spherical interpolation (Shoemake 1985; for latent vectors, White 2016): vectors drawn from
-    N(0, 1) have lengths near sqrt(d), and points of the straight line between two are shorter.
+    Shoemake 1985; for latent vectors, White 2016. Vectors from N(0, 1) have lengths near sqrt(d),
+    and points on the straight line between two of them are shorter.
     """
     angle = torch.acos(torch.cosine_similarity(start, end, dim=0).clamp(-1, 1))
     t = t[:, None]
@@ -40,81 +31,81 @@ def slerp(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
 
 
 def lerp(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
-    """Returns points on the straight line between two vectors (d,), at shares t (n,): (n, d)."""
+    """Linear interpolation of two vectors (d,) at fractions t (n,): (n, d)."""
     return torch.lerp(start, end, t[:, None])
 
 
 PATHS = {"linear": lerp, "spherical": slerp}
 
 
-def find_latents(
-    generator: gan.Generator, seed: int, eye: classifier.Classifier
-) -> dict[int, Tensor]:
-    """Returns for each digit a latent vector of which the classifier is sure: the first found.
+def find_latents(generator: gan.Generator, seed: int, classifier: Classifier) -> dict[int, Tensor]:
+    """Returns a latent vector for each digit: the first one with MIN_CONFIDENCE.
 
-    A digit of which it never is has its best one; one that is never seen, none.
+    If no image of a digit has that, the one with the highest confidence; a digit that is never
+    predicted is left out.
     """
-    z = gan.latents(seed, "ends", count=gan.SAMPLES, latent_dim=generator.latent_dim)
-    seen = seen_table(gan.draw(generator, z), eye)
-    found = {}
-    for digit, rows in seen.groupby("digit"):
-        sure = rows["confidence"].clip(upper=SURE)
-        found[digit] = z[int(rows.loc[sure.idxmax(), "image"])]  # the first of the surest
-    return found
+    z = gan.make_latents(seed, "ends", count=gan.NUM_EVAL_SAMPLES, latent_dim=generator.latent_dim)
+    predictions = prediction_table(gan.generate(generator, z), classifier)
+    latents = {}
+    for digit, rows in predictions.groupby("digit"):
+        confidence = rows["confidence"].clip(upper=MIN_CONFIDENCE)
+        latents[digit] = z[int(rows.loc[confidence.idxmax(), "image"])]  # the first maximum
+    return latents
 
 
 def smoothness(features: Tensor) -> float:
-    """Returns the largest step of a path of features (n, d) over its mean step: 1 is even."""
+    """Returns the largest step of a path of features (n, d) over its mean step; 1 is even."""
     steps = features.diff(dim=0).norm(dim=1)
     return (steps.max() / steps.mean()).item()
 
 
-def draw_interpolation(
+def plot_interpolation(
     generator: gan.Generator,
     seed: int,
-    eye: classifier.Classifier,
+    classifier: Classifier,
     pairs: list[tuple[int, int]],
     out: Path,
     name: str = "figure7",
 ) -> Path:
-    """Draws Figure 7: for each pair of digits a path from one to the other, straight and on an arc.
+    """Plots Figure 7: for each pair of digits a linear and a spherical interpolation.
 
-    A pair with a digit that the generator never draws is left out, and told.
+    Skips, with a message, pairs with a digit that the generator never generates.
 
     Raises:
-        NoResults: no pair is left.
+        ResultsError: no pair is left.
     """
-    ends = find_latents(generator, seed, eye)
-    never = sorted({digit for pair in pairs for digit in pair} - ends.keys())
-    if never:
-        print(f"never seen in {gan.SAMPLES} samples: {', '.join(map(str, never))}")
+    ends = find_latents(generator, seed, classifier)
+    missing = sorted({digit for pair in pairs for digit in pair} - ends.keys())
+    if missing:
+        digits = ", ".join(map(str, missing))
+        print(f"digits missing from {gan.NUM_EVAL_SAMPLES} samples: {digits}")
     pairs = [pair for pair in pairs if set(pair) <= ends.keys()]
     if not pairs:
-        raise NoResults("no Figure 7: the digits to interpolate between are never drawn")
-    t = torch.linspace(0, 1, STEPS + 2)
+        raise ResultsError("no Figure 7: the generator does not generate these digits")
+    t = torch.linspace(0, 1, NUM_STEPS + 2)
     rows = [(*pair, path) for pair in pairs for path in PATHS]
     figure, grid = plt.subplots(len(rows), len(t), figsize=(9, 1.28 * len(rows)), squeeze=False)
     tables = []
-    for (start, end, path), line in zip(rows, grid, strict=True):
-        images = gan.draw(generator, PATHS[path](ends[start], ends[end], t))
-        uneven = smoothness(quality.look(images, eye).features)
-        seen = seen_table(images, eye)
-        for axes, image, digit, sure in zip(
-            line, images, seen["digit"], seen["confidence"], strict=True
+    for (start, end, path), axes_row in zip(rows, grid, strict=True):
+        images = gan.generate(generator, PATHS[path](ends[start], ends[end], t))
+        ratio = smoothness(classify(images, classifier).features)
+        predictions = prediction_table(images, classifier)
+        for axes, image, digit, confidence in zip(
+            axes_row, images, predictions["digit"], predictions["confidence"], strict=True
         ):
-            show(axes, image)
-            axes.text(0.5, -0.04, f"{digit}  {sure:.0%}", ha="center", va="top", size=8,
+            show_image(axes, image)
+            axes.text(0.5, -0.04, f"{digit}  {confidence:.0%}", ha="center", va="top", size=8,
                       transform=axes.transAxes)  # fmt: skip
-        label = f"{start} to {end}\n{path}\nlargest step\n{uneven:.1f} x mean"
-        line[0].text(-0.12, 0.5, label, ha="right", va="center", size=8,
-                     transform=line[0].transAxes)  # fmt: skip
-        labels = {"from": start, "to": end, "path": path, "t": t, "largest/mean step": uneven}
-        tables.append(pd.DataFrame(labels).join(seen[["digit", "confidence"]]))
-    title = f"Figure 7: {STEPS} images between two digits, and what a classifier sees"
+        label = f"{start} to {end}\n{path}\nlargest step\n{ratio:.1f} x mean"
+        axes_row[0].text(-0.12, 0.5, label, ha="right", va="center", size=8,
+                         transform=axes_row[0].transAxes)  # fmt: skip
+        labels = {"from": start, "to": end, "path": path, "t": t, "largest/mean step": ratio}
+        tables.append(pd.DataFrame(labels).join(predictions[["digit", "confidence"]]))
+    title = f"Figure 7: {NUM_STEPS} images between two digits, with predicted digit and confidence"
     grid[0][len(t) // 2].set_title(title, size=10)
     table = pd.concat(tables)
     alt = "; ".join(
         f"{start} to {end}, {path}: " + " ".join(map(str, row["digit"]))
         for (start, end, path), row in table.groupby(["from", "to", "path"], sort=False)
     )
-    return save(figure, table, out, name, f"The digits seen on the way from {alt}")
+    return save(figure, table, out, name, f"Predicted digits along each interpolation: {alt}")

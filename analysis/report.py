@@ -1,17 +1,17 @@
-"""Makes one page of what runs found, for a browser: no server, no network.
+"""Makes one HTML page of runs, for a browser: no server, no network.
 
   python analysis/report.py ~/ray_results/figures ~/ray_results/gan-report
   python analysis/report.py s3://BUCKET/sweeps/figures --out report.html
 
-Sweeps and GANs in any number, finished or not: figures, a table of trials that
-sorts and filters with each one's learning curve, the GAN's images over the
-epochs, settings, machines, failures.
+Sweeps and GANs in any number, finished or not: figures, a sortable, filterable
+table of trials with their learning curves, the GAN's images over the epochs,
+settings, hardware, failures.
 """
 
-from analysis.arguments import Parser, check_writable, end_quietly, exit_with
+from analysis import cli
 
 if __name__ == "__main__":
-    end_quietly()  # for as long as it runs: the imports alone take seconds
+    cli.exit_silently_on_sigint()  # from here on: the imports alone take seconds
 
 import base64
 import io
@@ -28,19 +28,23 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from analysis import gan, horizon, sweep
-from analysis.images import seen_table, tiled
-from analysis.interpolation import PAIRS, draw_interpolation
-from analysis.outcomes import kind_of
-from analysis.results import NoResults, Trial, read_trials, trials_table
-from analysis.trials import columns_to_show
-from models import classifier, digits
-from models.gan import draw
+from analysis import gan_figures
+from analysis.cli import ResultsError
+from analysis.horizon_figures import describe_horizon, plot_horizon
+from analysis.images import describe_predictions, image_grid, prediction_table
+from analysis.interpolation import PAIRS, plot_interpolation
+from analysis.results import CONFIG_COLUMNS, Trial, read_trials, trials_table
+from analysis.sweep_figures import describe_sweep, plot_sweep
+from analysis.tables import default_columns
+from analysis.transfer import add_num_test_samples
+from models import image_data
+from models.classifier import load_classifier
+from models.gan import generate
 
 TEMPLATE = Path(__file__).with_name("report.html")
-LARGEST = 5e6  # bytes of a page that is still sent by mail and opened on a phone
+MAX_PAGE_BYTES = 5e6  # of a page that can be mailed and opened on a phone
 
-# What is drawn of a trial, a chart for each line, where it was reported.
+# The metrics in each chart of a trial's learning curves, where they were reported.
 CHARTS = [
     ["val_accuracy"],
     ["train_loss", "val_loss"],
@@ -49,12 +53,12 @@ CHARTS = [
     ["frechet_distance"],
     ["precision", "recall"],
 ]
-SHARES = ["val_accuracy", "d_real", "d_fake", "precision", "recall"]  # from 0 to 1
+FRACTIONS = ["val_accuracy", "d_real", "d_fake", "precision", "recall"]  # plotted from 0 to 1
 
 
-def picture(path: Path, caption: str = "", css: str = "chart") -> str:
-    """Returns a PNG of analysis/figures.py as a part of the page, with its own words for it."""
-    alt = Image.open(path).text["Description"]
+def figure_html(path: Path, caption: str = "", css: str = "chart") -> str:
+    """Returns a PNG with its alternative text as an HTML figure."""
+    alt = Image.open(path).info["Description"]
     image = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
     return (
         f'<figure class="{css}"><img src="{image}" alt="{escape(alt)}">'
@@ -62,15 +66,14 @@ def picture(path: Path, caption: str = "", css: str = "chart") -> str:
     )
 
 
-def definitions(rows: dict[str, Any]) -> str:
-    """Returns a list of names and what they stand for."""
-    parts = (f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in rows.items())
+def definition_list(items: dict[str, Any]) -> str:
+    parts = (f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in items.items())
     return f"<dl>{''.join(parts)}</dl>"
 
 
-def table_of_trials(table: pd.DataFrame, run: int) -> str:
+def trials_table_html(table: pd.DataFrame, run: int) -> str:
     """Returns a table that the page sorts and filters, with a button for each trial's curves."""
-    columns = ["trial", *(name for name in columns_to_show(table) if name != "trial")]
+    columns = ["trial", *(name for name in default_columns(table) if name != "trial")]
     numeric = [name for name in columns if pd.api.types.is_numeric_dtype(table[name])]
     head = "".join(
         f'<th scope="col"{_css("number", name in numeric)}>'
@@ -80,32 +83,32 @@ def table_of_trials(table: pd.DataFrame, run: int) -> str:
     lines = []
     for number, row in enumerate(table[columns].to_dict("records")):
         cells = (
-            _number(value) if name in numeric else _text(name, value, run, number)
+            _number_cell(value) if name in numeric else _text_cell(name, value, run, number)
             for name, value in row.items()
         )
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return (
         f'<div class="filter"><label for="filter-{run}">Filter</label>'
         f'<input id="filter-{run}" type="search" placeholder="words, or length&gt;=20" '
-        f'autocomplete="off"><span id="told-{run}" role="status">{len(table)} of {len(table)} '
+        f'autocomplete="off"><span id="count-{run}" role="status">{len(table)} of {len(table)} '
         'trials</span></div><div class="scroll" tabindex="0" role="region" aria-label="trials">'
         f'<table class="trials" id="trials-{run}">'
-        "<caption>A heading sorts; a trial's name opens what it learned by epoch.</caption>"
+        "<caption>Column headings sort; trial names open learning curves.</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 
-def _css(name: str, yes: bool = True) -> str:
-    return f' class="{name}"' if yes else ""
+def _css(name: str, applies: bool = True) -> str:
+    return f' class="{name}"' if applies else ""
 
 
-def _number(value: float) -> str:
-    if value != value:  # NaN: there is none
+def _number_cell(value: float) -> str:
+    if value != value:  # NaN: missing
         return "<td></td>"
     return f'<td class="number" data-value="{value!r}">{value:.4g}</td>'
 
 
-def _text(name: str, value: Any, run: int, number: int) -> str:
+def _text_cell(name: str, value: Any, run: int, number: int) -> str:
     text = "" if value is None or value != value else escape(str(value))
     if name == "trial":
         return (
@@ -117,8 +120,8 @@ def _text(name: str, value: Any, run: int, number: int) -> str:
     return f"<td{_css('text', len(text) > 40)}>{text}</td>"
 
 
-def curves(trial: Trial) -> dict[str, Any]:
-    """Returns what the page draws of a trial: its epochs, and a list of values for each name."""
+def learning_curves(trial: Trial) -> dict[str, Any]:
+    """Returns the data of a trial's charts: its epochs, and a list of values for each metric."""
     rows = pd.DataFrame(trial.rows)
     charts = [[name for name in names if name in rows] for names in CHARTS]
     charts = [names for names in charts if names]
@@ -136,146 +139,156 @@ def curves(trial: Trial) -> dict[str, Any]:
 
 
 def settings_of(trials: list[Trial]) -> dict[str, str]:
-    """Returns the trials' settings: one value, or all that there are."""
+    """Returns each setting of the trials with all of its values."""
     names = dict.fromkeys(name for trial in trials for name in trial.config)
-    return {name: _values(trial.config.get(name) for trial in trials) for name in names}
+    return {name: _distinct(trial.config.get(name) for trial in trials) for name in names}
 
 
-def _values(values: Iterable[Any]) -> str:
-    """Returns different values, each once, in their order."""
-    different = {str(value): value for value in values}
+def _distinct(values: Iterable[Any]) -> str:
+    """Returns the distinct values, sorted."""
+    distinct = {str(value): value for value in values}
     try:
-        ordered = sorted(different.values())
+        ordered = sorted(distinct.values())
     except TypeError:  # of several types
-        ordered = list(different.values())
+        ordered = list(distinct.values())
     return ", ".join(map(str, ordered))
 
 
-def circumstances(trials: list[Trial]) -> dict[str, str]:
-    """Returns when, for how long and on what the epochs were computed, and with what."""
-    rows = [row for trial in trials for row in trial.rows if "ended_at" in row]
+def provenance(trials: list[Trial]) -> dict[str, str]:
+    """Returns when, how long, on which hardware and with which libraries trials were trained."""
+    rows = [row for trial in trials for row in trial.rows if "epoch_end_time" in row]
     if not rows:
         return {}
-    began = min(row["ended_at"] - row["epoch_seconds"] for row in rows)
-    ended = max(row["ended_at"] for row in rows)
+    start = min(row["epoch_end_time"] - row["epoch_seconds"] for row in rows)
+    end = max(row["epoch_end_time"] for row in rows)
     hours = sum(row["epoch_seconds"] for row in rows) / 3600
     return {
-        "first epoch began": time.strftime("%Y-%m-%d %H:%M", time.localtime(began)),
-        "last epoch ended": time.strftime("%Y-%m-%d %H:%M", time.localtime(ended)),
-        "hours of training, all trials together": f"{hours:.2f}",
-        "machines": _values(row["machine"] for row in rows if "machine" in row) or "not recorded",
-        "nodes": _values(row["node_ip"] for row in rows),
-        "versions": _values(row["versions"] for row in rows if "versions" in row) or "not recorded",
+        "start of the first epoch": time.strftime("%Y-%m-%d %H:%M", time.localtime(start)),
+        "end of the last epoch": time.strftime("%Y-%m-%d %H:%M", time.localtime(end)),
+        "hours of training, sum over trials": f"{hours:.2f}",
+        "hardware": _distinct(row["hardware"] for row in rows if "hardware" in row) or "unknown",
+        "nodes": _distinct(row["node_ip"] for row in rows),
+        "library versions": _distinct(
+            row["library_versions"] for row in rows if "library_versions" in row
+        )
+        or "unknown",
     }
 
 
-def summary(trials: list[Trial]) -> str:
-    """Returns in one line how the trials stand."""
+def status_line(trials: list[Trial]) -> str:
+    """Returns the number of trials by status, of epochs and of restarts, as a paragraph."""
     counts = pd.Series([trial.status for trial in trials]).value_counts()
-    retries = sum(trial.failures for trial in trials)
+    restarts = sum(trial.failures for trial in trials)
     epochs = sum(len(trial.rows) for trial in trials)
     parts = [f"{count} {status}" for status, count in counts.items()]
-    parts += [f"{epochs} epochs", f"{retries} restarts after a failure"]
+    parts += [f"{epochs} epochs", f"{restarts} restarts after a failure"]
     return f"<p>{escape(', '.join(parts))}.</p>"
 
 
 def failures(trials: list[Trial]) -> str:
-    found = {trial.name: trial.error or "no reason was kept" for trial in trials
-             if trial.status == "failed"}  # fmt: skip
-    return f"<h3>Failures</h3>{definitions(found)}" if found else ""
+    errors = {trial.name: trial.error or "unknown error" for trial in trials
+              if trial.status == "failed"}  # fmt: skip
+    return f"<h3>Failures</h3>{definition_list(errors)}" if errors else ""
 
 
-def sweep_section(trials: list[Trial], tested: int, out: Path) -> str:
-    """Returns the figures of a sweep, of the trials that are finished.
+def sweep_section(trials: list[Trial], num_test_samples: int, out: Path) -> str:
+    """Returns the figures of a sweep's finished trials.
 
     They are those of the script that jobs/sweep.py names when such a sweep is done.
     """
-    done = [trial for trial in trials if sweep.is_finished(trial)]
-    if not done:
-        return "<p>No trial is finished yet: no figures.</p>"
-    if any(trial.config.get("hold") or kind_of(trial)[2] != "plain" for trial in trials):
-        found, pictures = horizon.findings(done, trials), horizon.draw(done, trials, out)
+    finished = [trial for trial in trials if trial.is_finished()]
+    if not finished:
+        return "<p>No finished trial yet: no figures.</p>"
+    if any(
+        trial.config["stop_after_solved_epochs"] or trial.config["variant"] != "full"
+        for trial in trials
+    ):
+        findings, paths = describe_horizon(finished, trials), plot_horizon(finished, trials, out)
     else:
-        found, pictures = sweep.findings(done, trials), sweep.draw(done, trials, tested, out)
-    lines = "".join(f"<p>{escape(line)}</p>" for line in found)
-    return f'{lines}<div class="figures">{"".join(map(picture, pictures))}</div>'
+        findings = describe_sweep(finished, trials)
+        paths = plot_sweep(finished, trials, num_test_samples, out)
+    lines = "".join(f"<p>{escape(line)}</p>" for line in findings)
+    return f'{lines}<div class="figures">{"".join(map(figure_html, paths))}</div>'
 
 
 def gan_section(results: str, run: int, out: Path) -> tuple[str, list[dict[str, Any]]]:
-    """Returns the figures of a GAN's run, and its grid of images at each checkpoint."""
+    """Returns the figures of a run of the GAN, and its grid of images at each checkpoint."""
     try:
-        trial, generators = gan.read_run(results)
-        data = digits.load(trial.config["data"])
-    except (NoResults, digits.DataError) as error:
+        trial, generators = gan_figures.read_run(results)
+        data = image_data.load(trial.config["data"])
+    except (ResultsError, image_data.DataError) as error:
         return f"<p>{escape(str(error))}</p>", []
-    eye = classifier.load()
+    classifier = load_classifier()
     grids = []
     for epoch, generator in generators.items():
-        images = draw(generator, gan.grid_latents(trial))
-        words = gan.told(seen_table(images, eye))
-        grids.append({"epoch": epoch, "alt": words, "image": _jpeg(tiled(images, gan.GRID))})
+        images = generate(generator, gan_figures.grid_latents(trial))
+        alt = describe_predictions(prediction_table(images, classifier))
+        image = _jpeg(image_grid(images, gan_figures.GRID))
+        grids.append({"epoch": epoch, "alt": alt, "image": image})
     slider = (
         '<figure class="grid"><img src="" alt=""><figcaption>'
         f'<label for="epoch-{run}">The same latent vectors, <output></output></label>'
         f'<input type="range" id="epoch-{run}" data-run="{run}" min="0" max="{len(grids) - 1}" '
         f'value="{len(grids) - 1}"></figcaption></figure>'
     )
-    pictures, said = gan.draw_measures(trial, generators, data, eye, out)
-    parts = [slider, *map(picture, pictures)]
+    paths, table = gan_figures.plot_metrics(trial, generators, data, classifier, out)
+    parts = [slider, *map(figure_html, paths)]
     try:
-        seed, newest = trial.config["seed"], generators[max(generators)]
-        path = draw_interpolation(newest, seed, eye, list(PAIRS), out)
-        parts.append(picture(path, css="chart wide"))
-    except NoResults as error:
+        seed, latest = trial.config["seed"], generators[max(generators)]
+        path = plot_interpolation(latest, seed, classifier, list(PAIRS), out)
+        parts.append(figure_html(path, css="chart wide"))
+    except ResultsError as error:
         parts.append(f"<p>{escape(str(error))}</p>")
-    measured = f'<div class="scroll" tabindex="0"><pre>{escape(said)}</pre></div>'
-    return f'<div class="figures">{"".join(parts)}</div>{measured}', grids
+    metrics = f'<div class="scroll" tabindex="0"><pre>{escape(table)}</pre></div>'
+    return f'<div class="figures">{"".join(parts)}</div>{metrics}', grids
 
 
 def _jpeg(image: Any) -> str:
-    """Returns pixels from -1 to 1 as an image within the page."""
+    """Returns pixels from -1 to 1 as a data URI."""
     file = io.BytesIO()
     pixels = ((image + 1) * 127.5).round().byte().numpy()
     Image.fromarray(pixels).save(file, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def page(places: list[str], tested: int) -> str:
-    """Returns the whole page, of experiments in the order given.
+def page(results: list[str], num_test_samples: int) -> str:
+    """Returns the HTML page of experiments, in the order given.
 
     Raises:
-        NoResults: at one of the places there is none.
+        ResultsError: a path is not an experiment.
     """
-    found = [read_trials(place) for place in places]
-    data: dict[str, Any] = {"shares": SHARES}
+    experiments = [read_trials(path) for path in results]
+    data: dict[str, Any] = {"fractions": FRACTIONS}
     sections = []
-    for number, (place, trials) in enumerate(zip(places, found, strict=True)):
+    for run, (path, trials) in enumerate(zip(results, experiments, strict=True)):
         if sys.stdout.isatty():
-            print(f"{place}: drawing", flush=True)
-        data[str(number)] = {str(i): curves(trial) for i, trial in enumerate(trials)}
+            print(f"{path}: plotting", flush=True)
+        data[str(run)] = {str(i): learning_curves(trial) for i, trial in enumerate(trials)}
         with tempfile.TemporaryDirectory() as out:
             if is_gan(trials):
-                figures, grids = gan_section(place, number, Path(out))
-                data[str(number)]["grids"] = grids
+                figures, grids = gan_section(path, run, Path(out))
+                data[str(run)]["grids"] = grids
             elif is_sweep(trials):
-                figures = sweep_section(trials, tested, Path(out))
+                figures = sweep_section(trials, num_test_samples, Path(out))
             else:
                 figures = ""
         sections.append(
             f"<section><h2>{escape(trials[0].experiment)}</h2>"
-            f'<p class="faint">{escape(place)}</p>'
-            f"{summary(trials)}{figures}<h3>Trials</h3>"
-            f"{table_of_trials(trials_table(trials), number)}{failures(trials)}"
-            f"<h3>Settings</h3>{definitions(settings_of(trials))}"
-            f"<h3>Circumstances</h3>{definitions(circumstances(trials))}</section>"
+            f'<p class="faint">{escape(path)}</p>'
+            f"{status_line(trials)}{figures}<h3>Trials</h3>"
+            f"{trials_table_html(trials_table(trials), run)}{failures(trials)}"
+            f"<h3>Settings</h3>{definition_list(settings_of(trials))}"
+            f"<h3>Provenance</h3>{definition_list(provenance(trials))}</section>"
         )
     content = {
-        "title": " and ".join(dict.fromkeys(escape(trials[0].experiment) for trials in found)),
-        "made": f"made {time.strftime('%Y-%m-%d %H:%M')} by analysis/report.py",
+        "title": " and ".join(
+            dict.fromkeys(escape(trials[0].experiment) for trials in experiments)
+        ),
+        "byline": f"created {time.strftime('%Y-%m-%d %H:%M')} by analysis/report.py",
         "sections": "\n".join(sections),
         "data": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
     }
-    return filled(TEMPLATE.read_text(), content)
+    return render(TEMPLATE.read_text(), content)
 
 
 def is_gan(trials: list[Trial]) -> bool:
@@ -283,11 +296,12 @@ def is_gan(trials: list[Trial]) -> bool:
 
 
 def is_sweep(trials: list[Trial]) -> bool:
-    return all({*sweep.SETTING, "epochs", "hidden"} <= trial.config.keys() for trial in trials)
+    required = {*CONFIG_COLUMNS, "variant", "epochs", "hidden_size", "stop_after_solved_epochs"}
+    return all(required <= trial.config.keys() for trial in trials)
 
 
-def filled(template: str, content: dict[str, str]) -> str:
-    """Returns a template with what belongs at each {{name}}; what is put there is not looked at."""
+def render(template: str, content: dict[str, str]) -> str:
+    """Replaces each {{name}} of a template; the inserted text is not searched again."""
     first, *rest = template.split("{{")
     parts = [first]
     for part in rest:
@@ -297,32 +311,24 @@ def filled(template: str, content: dict[str, str]) -> str:
 
 
 def main() -> int:
-    parser = Parser(__doc__)
-    parser.add_argument("results", nargs="+", metavar="RESULTS", help="a run: folder or URI")
+    parser = cli.ArgumentParser(__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders or URIs of runs")
     parser.add_argument(
-        "--out", type=Path, default=Path("report.html"), help="the page (report.html)"
+        "--out", type=Path, default=Path("report.html"), help="file of the page (report.html)"
     )
-    parser.add_argument(
-        "--tested", type=int, default=1000, metavar="N", help="palindromes of each test (1000)"
-    )
-    arguments = parser.parse_args()
-    try:
-        if arguments.tested < sweep.DIGITS:
-            raise NoResults(f"--tested {arguments.tested}: {sweep.DIGITS} or more")
-        check_writable(arguments.out)
-        if arguments.out.is_dir():
-            raise OSError(f"--out {arguments.out}: a folder; name a file")
-        text = page(arguments.results, arguments.tested)
-        arguments.out.write_text(text)
-    except (NoResults, OSError) as error:
-        print(f"analysis/report.py: {error}", file=sys.stderr)
-        return 2
+    add_num_test_samples(parser)
+    args = parser.parse_args()
+    if args.out.is_dir():
+        parser.error(f"--out {args.out}: is a folder, give a file")
+    cli.check_writable(args.out)
+    text = page(args.runs, args.num_test_samples)
+    args.out.write_text(text)
     size = len(text.encode())
-    print(f"{arguments.out}: {size / 1e6:.1f} MB")
-    if size > LARGEST:
-        print(f"larger than {LARGEST / 1e6:.0f} MB: give fewer runs")
+    print(f"{args.out}: {size / 1e6:.1f} MB")
+    if size > MAX_PAGE_BYTES:
+        print(f"larger than {MAX_PAGE_BYTES / 1e6:.0f} MB: give fewer runs")
     return 0
 
 
 if __name__ == "__main__":
-    exit_with(main)
+    cli.run_main(main)

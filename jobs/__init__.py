@@ -1,14 +1,14 @@
-"""The jobs. Importing any of them has Ray, which is imported later, say less."""
+"""The jobs. Importing any of them makes Ray, which is imported later, log less."""
 
 import os
 
-# What Ray says unasked and a user can do nothing about, or is told by the job in a line.
-QUIET = {
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a warning about a default that is to change
-    "RAY_COLOR_PREFIX": "0",  # of what it says of lost nodes, also into files
+# Messages of Ray that a user cannot act on, or that the job itself reports in one line.
+RAY_LOG_ENV = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a warning about a future default
+    "RAY_COLOR_PREFIX": "0",  # color codes in messages about lost nodes, even in files
     "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",  # read when Ray is imported
-    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's tables: the job has a progress line of its own
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # tracebacks of each retry: the job tells what failed
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's tables: the job has its own progress line
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a traceback for each retry
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
-os.environ |= QUIET | os.environ  # what its user has set stays
+os.environ |= RAY_LOG_ENV | os.environ  # what the user has set stays

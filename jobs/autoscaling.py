@@ -1,4 +1,4 @@
-"""What a Ray cluster may still launch, as far as a job can know."""
+"""The nodes that a Ray cluster can still launch, as far as a job can know."""
 
 from pathlib import Path
 from typing import Any
@@ -7,13 +7,13 @@ import ray
 import yaml
 
 
-def launchable() -> list[dict[str, float]] | None:
-    """Returns the resources of each node that the autoscaler may launch, none without one.
+def launchable_nodes() -> list[dict[str, float]] | None:
+    """Returns the resources of each node that the autoscaler can launch; empty without autoscaler.
 
-    Ray's API tells neither, but its autoscaler is a process on the head node which names its
-    configuration, if it has one, on its command line. Returns None where no such process is seen:
-    this one runs on another node, or the autoscaler in a container of its own (KubeRay). Also where
-    the configuration does not tell what a node has (provider `local`).
+    Ray has no API for this, but its autoscaler is a process on the head node whose command line
+    names its configuration. Returns None if no such process is visible: this process runs on
+    another node, or the autoscaler runs in its own container (KubeRay). Also None if the
+    configuration does not state the resources of a node (provider `local`).
     """
     command = _autoscaler_command(ray.get_runtime_context().gcs_address)
     if command is None:
@@ -21,32 +21,32 @@ def launchable() -> list[dict[str, float]] | None:
     files = [word.partition("=")[2] for word in command if word.startswith("--autoscaling-config=")]
     if not files:
         return []
-    return _nodes(yaml.safe_load(Path(files[0]).expanduser().read_text()))
+    return _nodes_of(yaml.safe_load(Path(files[0]).expanduser().read_text()))
 
 
-def _nodes(configuration: dict[str, Any]) -> list[dict[str, float]] | None:
-    """Returns the resources of each node that a configuration lets be launched.
+def _nodes_of(configuration: dict[str, Any]) -> list[dict[str, float]] | None:
+    """Returns the resources of each node that a configuration allows.
 
-    They are no fewer than there can be: `max_workers` of the cluster holds for all types together,
-    and some may run already.
+    An upper bound: `max_workers` of the cluster limits all types together, and some may run
+    already.
     """
-    types = configuration["available_node_types"].values()
-    most = configuration["max_workers"]
+    node_types = configuration["available_node_types"].values()
+    max_workers = configuration["max_workers"]
     nodes = [
-        dict(node["resources"])
-        for node in types
-        for _ in range(min(node.get("max_workers", 0), most))
+        dict(node_type["resources"])
+        for node_type in node_types
+        for _ in range(min(node_type.get("max_workers", 0), max_workers))
     ]
-    return nodes if all(nodes) else None  # on premises they are found when the node is there
+    return nodes if all(nodes) else None  # on premises, Ray detects them when the node starts
 
 
 def _autoscaler_command(gcs_address: str) -> list[str] | None:
-    """Returns the command line of this cluster's autoscaler, None where it does not run here."""
+    """Returns the command line of this cluster's autoscaler, None if it does not run here."""
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             command = process.read_bytes().decode(errors="replace").split("\0")
         except OSError:
-            continue  # it has ended
+            continue  # the process has ended
         is_autoscaler = any(w.endswith("monitor.py") and "/autoscaler/" in w for w in command)
         if is_autoscaler and f"--gcs-address={gcs_address}" in command:
             return command

@@ -1,19 +1,17 @@
-"""Trains the GAN of the report, section 2, on images of digits, by Ray Train.
+"""Trains the GAN of the report, with data-parallel workers of Ray Train.
 
   python jobs/gan.py                        200 epochs, the report's Figures 4-7
   python jobs/gan.py --preset quick         a few epochs, minutes on 2 cores
   python jobs/gan.py --workers 2-8 --data ~/fashion --name fashion
-
-On a cluster:
   ray submit cluster.yaml jobs/gan.py -- --workers 4 --storage s3://BUCKET/gan
 
-The same command again continues, from the last epoch that was done.
+Re-running the same command resumes from the last completed epoch.
 """
 
 from jobs import interrupt
 
 if __name__ == "__main__":
-    interrupt.end_quietly()  # for as long as the imports take
+    interrupt.exit_silently_on_sigint()  # during the imports
 
 import json
 import math
@@ -27,202 +25,226 @@ import torch
 from ray import train
 from ray.train.torch import get_device
 
-from jobs import cluster, flags, machine, storage
-from jobs.backend import Backend
-from jobs.flags import Trouble, setting
-from jobs.judge import Judge
-from jobs.progress import plural, tell_end
-from jobs.training import ERROR, Progress, Trainer, agreed_checkpoint, mend_snapshot, run_training
-from models import checkpoint, digits, gan, parallel, quality
+from jobs import cli, cluster, machine, storage
+from jobs.backend import RayInterfaceTorchConfig
+from jobs.cli import arg
+from jobs.errors import UserError
+from jobs.formatting import format_value, pluralize
+from jobs.training import (
+    ERROR,
+    Progress,
+    Trainer,
+    load_checkpoint_on_all_ranks,
+    remove_stale_checkpoint_index,
+    run_training,
+)
+from models import checkpoint, distributed, gan, gan_metrics, image_data
 
-LARGEST_LATENT_DIM = 10_000  # an epoch's latent vectors are in memory together
-
-
-@dataclass(frozen=True)
-class Training:
-    """What is trained, and how. It is what a run is: other values need another name."""
-
-    epochs: int = setting(200, "times that the training images are seen")
-    batch_size: int = setting(256, "images of one training step, of all workers together")
-    latent_dim: int = setting(100, "size of the latent vectors")
-    lr: float = setting(0.0002, "Adam's learning rate, for both networks")
-    betas: tuple[float, float] = setting((0.5, 0.999), "Adam's betas, for both networks")
-    seed: int = setting(0, "of the start, the order and the latent vectors")
-    data: str | None = setting(
-        None, "folder of a set in MNIST's format, on every node, or none for MNIST itself"
-    )
-    keep_every: int = setting(10, "epochs between the checkpoints that are kept for good")
-    quality_every: int = setting(10, "epochs between measurements of quality")
+MAX_LATENT_DIM = 10_000  # the latent vectors of an epoch are in memory together
 
 
 @dataclass(frozen=True)
-class Run(flags.Run):
-    workers: str = setting(
-        "auto", "a number, a range for as many as there are (2-8), or auto: one per GPU, else one"
-    )
-    cpus_per_worker: int | None = setting(
-        None, "CPUs that each reserves, and its threads, or none for its share of those here"
-    )
-    gpus_per_worker: str = setting("auto", "GPUs that each reserves, or auto: 1 where there are")
+class GANConfig:
+    """Hyperparameters. They identify the run and cannot change on resume."""
+
+    epochs: int = arg(200, "number of epochs")
+    batch_size: int = arg(256, "global batch size, over all workers")
+    latent_dim: int = arg(100, "dimension of the latent vectors")
+    lr: float = arg(0.0002, "Adam's learning rate, for both networks")
+    betas: tuple[float, float] = arg((0.5, 0.999), "Adam's betas, for both networks")
+    seed: int = arg(0, "seed of initialization, order and latent vectors")
+    data: str | None = arg(None, "folder of a dataset in MNIST's format (MNIST itself)")
+    keep_every: int = arg(10, "epochs between permanent checkpoints")
+    eval_every: int = arg(10, "epochs between evaluations of sample quality")
+
+
+@dataclass(frozen=True)
+class GANLaunchArgs(cli.LaunchArgs):
+    workers: str = arg("auto", "workers (auto: one per GPU, else 1)", "N|N-N|auto")
+    cpus_per_worker: int | None = arg(None, "CPUs and threads of a worker (all, split evenly)")
+    gpus_per_worker: str = arg("auto", "GPUs of a worker (auto: 1, without GPUs 0)", "N|auto")
 
 
 PRESETS = {
-    "report": Training(),
-    "quick": Training(epochs=4, batch_size=64, keep_every=1, quality_every=2),
+    "report": GANConfig(),
+    "quick": GANConfig(epochs=4, batch_size=64, keep_every=1, eval_every=2),
+}
+PRESET_SUMMARIES = {
+    "report": "200 epochs, the report's Figures 4-7",
+    "quick": "4 epochs, minutes on two cores",
 }
 
 
-def check(training: Training) -> None:
-    """Raises Trouble for settings that cannot be run."""
-    for name in ("epochs", "batch_size", "latent_dim", "lr", "keep_every", "quality_every"):
-        value = getattr(training, name)
+def validate(config: GANConfig) -> None:
+    """Raises UserError for hyperparameters that cannot be run."""
+    for name in ("epochs", "batch_size", "latent_dim", "lr", "keep_every", "eval_every"):
+        value = getattr(config, name)
         if not 0 < value < math.inf:
-            raise Trouble(f"--{name.replace('_', '-')} {value}: must be more than 0, and finite")
-    if training.latent_dim > LARGEST_LATENT_DIM:
-        raise Trouble(f"--latent-dim {training.latent_dim}: {LARGEST_LATENT_DIM} at most")
-    if training.batch_size < 2:
-        raise Trouble("--batch-size 1: batch norm needs 2 images or more")
-    if not all(0 <= beta < 1 for beta in training.betas):
-        raise Trouble(f"--betas {flags.shown(training.betas)}: each is from 0 to less than 1")
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be positive and finite")
+    if config.latent_dim > MAX_LATENT_DIM:
+        raise UserError(f"--latent-dim {config.latent_dim}: must be at most {MAX_LATENT_DIM}")
+    if config.batch_size < 2:
+        raise UserError("--batch-size 1: batch norm needs at least 2 images")
+    if not all(0 <= beta < 1 for beta in config.betas):
+        raise UserError(f"--betas {format_value(config.betas)}: each must be in [0, 1)")
     try:
-        data = digits.load(training.data)
-    except digits.DataError as error:
-        raise Trouble(f"--data: {error}") from None
-    if len(data.train) < training.batch_size:
-        raise Trouble(
-            f"--batch-size {training.batch_size}: the set has {len(data.train)} images to train on"
+        data = image_data.load(config.data)
+    except image_data.DataError as error:
+        raise UserError(f"--data: {error}") from None
+    if len(data.train) < config.batch_size:
+        raise UserError(
+            f"--batch-size {config.batch_size}: the dataset has {len(data.train)} training images"
         )
-    if len(data.test) <= quality.COVERAGE_K:
-        raise Trouble(
-            f"--data {training.data}: {len(data.test)} test images are too few to compare"
+    if len(data.test) <= gan_metrics.COVERAGE_K:
+        raise UserError(
+            f"--data {config.data}: {len(data.test)} test images are too few for an evaluation"
         )
 
 
-def worker_range(text: str) -> tuple[int, int] | None:
-    """Reads --workers: at least and at most how many, None for auto."""
+def parse_worker_range(text: str) -> tuple[int, int] | None:
+    """Parses --workers into minimum and maximum, None for auto."""
     if text == "auto":
         return None
-    least, dash, most = text.partition("-")
+    first, dash, last = text.partition("-")
     try:
-        found = int(least), int(most if dash else least)
+        workers = int(first), int(last if dash else first)
     except ValueError:
-        found = 0, 0
-    if not 1 <= found[0] <= found[1]:
-        raise Trouble(f"--workers {text}: must be a number, a range such as 2-8, or auto")
-    return found
+        workers = 0, 0
+    if not 1 <= workers[0] <= workers[1]:
+        raise UserError(f"--workers {text}: must be a number, a range such as 2-8, or auto")
+    return workers
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """Trains with the other workers and reports each epoch; Ray Train runs this on each of them.
+def train_loop_per_worker(config: dict[str, Any]) -> None:
+    """Trains together with the other workers and reports each epoch; runs on every worker.
 
-    They go on from the newest whole checkpoint in the run's folder. All draws come from the seed
-    and the epoch, so a training that was killed ends with the numbers of one which was not, and N
-    workers end with those of one.
+    The workers resume from the latest valid checkpoint in the run's folder. All random numbers
+    come from the seed and the epoch, so a killed and resumed run ends with the numbers of an
+    uninterrupted one, and N workers end with those of one.
     """
-    training: Training = config["training"]
-    folder = storage.open_folder(config["folder"])
-    worker, threads = train.get_context(), config["threads"]
+    hyperparameters: GANConfig = config["hyperparameters"]
+    folder = storage.open_dir(config["folder"])
+    worker, num_threads = train.get_context(), config["num_threads"]
     rank = worker.get_world_rank()
-    storage.check_seen(folder)
-    torch.set_num_threads(threads)
+    storage.check_visible(folder)
+    torch.set_num_threads(num_threads)
     device = get_device()
     if device.type == "cpu":
-        parallel.settle_on_cores(worker.get_local_rank(), worker.get_local_world_size(), threads)
-    data = digits.load(training.data).to(device)
-    trained = gan.GAN(
-        training.latent_dim, training.seed, training.lr, training.betas, device=device
-    )
-    judge = Judge(training.seed, training.latent_dim, data.test)
-
-    last, damaged = agreed_checkpoint(folder, rank, device)
-    history = last.history if last else []
-    if last:
-        trained.load_state_dict(last.state)
-    else:
-        report(training, trained, {"epoch": 0}, history, rank)
-
-    restored_epoch, where = len(history), machine.described(device)
-    for epoch in range(restored_epoch + 1, training.epochs + 1):
-        began = time.perf_counter()
-        means = gan.train_epoch(
-            trained, data.train.images, training.seed, epoch, training.batch_size
+        distributed.pin_threads_to_cores(
+            worker.get_local_rank(), worker.get_local_world_size(), num_threads
         )
-        loss_d, loss_g, d_real, d_fake = means.tolist()
-        if not math.isfinite(loss_d + loss_g):
-            # To raise it would have Ray start the workers anew, for the same losses.
+    data = image_data.load(hyperparameters.data).to(device)
+    seed, latent_dim = hyperparameters.seed, hyperparameters.latent_dim
+    model = gan.GAN(latent_dim, seed, hyperparameters.lr, hyperparameters.betas, device=device)
+    evaluator = gan_metrics.QualityEvaluator(seed, latent_dim, data.test)
+
+    latest, corrupt = load_checkpoint_on_all_ranks(folder, rank, device)
+    history = latest.history if latest else []
+    if latest:
+        model.load_state_dict(latest.state)
+    else:
+        save_and_report(hyperparameters, model, {"epoch": 0}, history, rank)
+
+    fixed_columns = {
+        "resumed_from_epoch": len(history),
+        "corrupt_checkpoints": " ".join(corrupt),
+        "num_workers": distributed.world_size(),
+        **machine.hardware_info(device),
+    }
+    for epoch in range(len(history) + 1, hyperparameters.epochs + 1):
+        row = run_epoch(hyperparameters, model, evaluator, data.train, epoch, rank)
+        if not is_finite(row):
+            # An exception would make Ray restart the workers, with the same losses.
             if rank == 0:
                 reason = f"the losses of epoch {epoch} are not finite"
                 folder.write(ERROR, f"{reason}: try a lower --lr, under a new --name".encode())
             return
-        seconds = time.perf_counter() - began
-        images = len(data.train) // training.batch_size * training.batch_size
-        row = {
-            "epoch": epoch,
-            "training_iteration": epoch,
-            "loss_d": loss_d,
-            "loss_g": loss_g,
-            "d_real": d_real,
-            "d_fake": d_fake,
-            "train_seconds": seconds,
-            "images_per_second": images / seconds,
-        }
-        if epoch % training.quality_every == 0 or epoch == training.epochs:
-            row |= judge.measure(trained.generator, rank)
-        row |= {
-            "epoch_seconds": time.perf_counter() - began,
-            "restored_epoch": restored_epoch,
-            "ended_at": time.time(),  # seconds since 1970
-            "workers": parallel.world_size(),
-            "damaged": " ".join(damaged),
-            **where,
-        }
-        history.append(row)
-        if rank == 0:  # whole at each epoch: after a restart no epoch is in it twice
+        history.append(row | fixed_columns)
+        if rank == 0:  # rewritten at each epoch: no epoch is in it twice after a restart
             folder.write("result.json", "".join(json.dumps(r) + "\n" for r in history).encode())
-        report(training, trained, row, history, rank)
+        save_and_report(hyperparameters, model, history[-1], history, rank)
 
 
-def report(
-    training: Training, trained: gan.GAN, row: dict[str, Any], history: list[dict], rank: int
+def run_epoch(
+    config: GANConfig,
+    model: gan.GAN,
+    evaluator: gan_metrics.QualityEvaluator,
+    train_split: image_data.LabeledImages,
+    epoch: int,
+    rank: int,
+) -> dict[str, Any]:
+    """Trains for one epoch and, where it is due, evaluates; returns the epoch's metrics."""
+    batch_size = config.batch_size
+    epoch_start = time.perf_counter()
+    means = gan.train_epoch(model, train_split.images, config.seed, epoch, batch_size)
+    loss_d, loss_g, d_real, d_fake = means.tolist()
+    train_seconds = time.perf_counter() - epoch_start
+    num_images = len(train_split) // batch_size * batch_size
+    row = {
+        "epoch": epoch,
+        "training_iteration": epoch,
+        "loss_d": loss_d,
+        "loss_g": loss_g,
+        "d_real": d_real,
+        "d_fake": d_fake,
+        "train_seconds": train_seconds,
+        "images_per_second": num_images / train_seconds,
+    }
+    is_due = epoch % config.eval_every == 0 or epoch == config.epochs
+    if is_due and is_finite(row):
+        row |= evaluator.evaluate(model.generator, rank)
+    return row | {
+        "epoch_seconds": time.perf_counter() - epoch_start,
+        "epoch_end_time": time.time(),  # seconds since 1970
+    }
+
+
+def is_finite(row: dict[str, Any]) -> bool:
+    return math.isfinite(row["loss_d"] + row["loss_g"])
+
+
+def save_and_report(
+    config: GANConfig, model: gan.GAN, row: dict[str, Any], history: list[dict], rank: int
 ) -> None:
-    """Reports an epoch, with a checkpoint by the first worker.
+    """Reports an epoch, on rank 0 with a checkpoint.
 
-    Ray keeps as many checkpoints as are to stay for good, those with the highest `keep`: these, and
-    until there are all of them, the newest ones.
+    Ray keeps a fixed number of checkpoints, those with the highest `keep`: the permanent ones and,
+    while there are fewer of these, the latest ones.
     """
     epoch = row["epoch"]
-    stays = epoch % training.keep_every == 0
-    row = row | {"keep": epoch + (training.epochs + 1 if stays else 0)}
+    permanent = epoch % config.keep_every == 0
+    row = row | {"keep": epoch + (config.epochs + 1 if permanent else 0)}
     if rank > 0:
         train.report(row)
         return
     with tempfile.TemporaryDirectory() as local:
-        checkpoint.save(local, trained.state_dict(), history)
+        checkpoint.save(local, model.state_dict(), history)
         train.report(row, checkpoint=train.Checkpoint.from_directory(local))
 
 
-def trainer(
-    folder: storage.Folder,
-    training: Training,
+def make_trainer(
+    folder: storage.StorageDir,
+    config: GANConfig,
     workers: tuple[int, int],
     resources: dict[str, float],
 ) -> Trainer:
-    """Returns what trains with as many workers as there are, from the least to the most."""
-    least, most = workers
-    attempts = 3
-    if least < most:  # after a node is lost, Ray first waits for as many workers as there were
+    """Returns the Trainer, with a fixed number of workers or an elastic range."""
+    min_workers, max_workers = workers
+    elastic = min_workers < max_workers
+    controller_failures = 3
+    if elastic:  # after a node is lost, Ray first waits for the previous number of workers
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
-        attempts = 24  # each wait counts as a failure of the controller
+        controller_failures = 24  # each wait counts as a failure of the controller
     return Trainer(
-        train_worker,
+        train_loop_per_worker,
         train_loop_config={
-            "training": training,
+            "hyperparameters": config,
             "folder": folder.uri,
-            "threads": int(resources["cpu"]),
+            "num_threads": int(resources["cpu"]),
         },
-        torch_config=Backend(backend="nccl" if resources["gpu"] else "gloo"),
+        torch_config=RayInterfaceTorchConfig(backend="nccl" if resources["gpu"] else "gloo"),
         scaling_config=train.ScalingConfig(
-            num_workers=workers if least < most else most,
+            num_workers=workers if elastic else max_workers,
             use_gpu=resources["gpu"] > 0,
             resources_per_worker={kind.upper(): n for kind, n in resources.items() if n},
         ),
@@ -230,92 +252,88 @@ def trainer(
             name=folder.name,
             storage_path=folder.parent,
             checkpoint_config=train.CheckpointConfig(
-                num_to_keep=1 + training.epochs // training.keep_every,
+                num_to_keep=1 + config.epochs // config.keep_every,
                 checkpoint_score_attribute="keep",
             ),
-            failure_config=train.FailureConfig(max_failures=3, controller_failure_limit=attempts),
+            failure_config=train.FailureConfig(
+                max_failures=3, controller_failure_limit=controller_failures
+            ),
             logging_config=train.LoggingConfig(log_level="CRITICAL"),
         ),
     )
 
 
-def settings() -> tuple[Training, Run, tuple[int, int] | None]:
-    """Returns what the command line asks for: the training, and where and how to run it."""
-    parser = flags.Parser(__doc__)
-    parser.add_argument(
-        "--preset",
-        choices=PRESETS,
-        default="report",
-        help="; ".join(f"{name}: {preset.epochs} epochs" for name, preset in PRESETS.items())
-        + ". Flags below override it (report)",
-    )
-    parser.add_settings("the experiment", Training)
-    parser.add_settings("the run", Run)
-    typed = parser.parse_args()
-    training = replace(PRESETS[typed.preset], **flags.given(typed, Training))
-    if training.data:
-        training = replace(training, data=os.path.abspath(os.path.expanduser(training.data)))
-    run = Run(**flags.given(typed, Run))
-    run = replace(run, name=run.name or f"gan-{typed.preset}")
-    workers = worker_range(run.workers)
-    if run.cpus_per_worker is not None and run.cpus_per_worker < 1:
-        raise Trouble(f"--cpus-per-worker {run.cpus_per_worker}: must be 1 or more")
-    check(training)
+def parse_args() -> tuple[GANConfig, GANLaunchArgs, tuple[int, int] | None]:
+    """Parses the command line into hyperparameters, launch arguments and the range of workers."""
+    parser = cli.DataclassParser(__doc__)
+    parser.add_presets(PRESET_SUMMARIES, "report")
+    parser.add_dataclass("hyperparameters (defaults: preset report)", GANConfig)
+    parser.add_dataclass("launch", GANLaunchArgs)
+    args = parser.parse_args()
+    config = replace(PRESETS[args.preset], **cli.explicit_args(args, GANConfig))
+    if config.data:
+        config = replace(config, data=os.path.abspath(os.path.expanduser(config.data)))
+    launch = GANLaunchArgs(**cli.explicit_args(args, GANLaunchArgs))
+    launch = replace(launch, name=launch.name or f"gan-{args.preset}")
+    workers = parse_worker_range(launch.workers)
+    if launch.cpus_per_worker is not None and launch.cpus_per_worker < 1:
+        raise UserError(f"--cpus-per-worker {launch.cpus_per_worker}: must be at least 1")
+    validate(config)
     if workers:
-        check_share(workers[1], training)
-    return training, run, workers
+        check_batch_covers_workers(workers[1], config)
+    return config, launch, workers
 
 
-def check_share(workers: int, training: Training) -> None:
-    """Raises Trouble where a worker would have no image of a batch."""
-    if workers > training.batch_size:
-        raise Trouble(
-            f"--workers {workers}: a batch has {training.batch_size} images, not one for each"
-        )
+def check_batch_covers_workers(workers: int, config: GANConfig) -> None:
+    """Raises UserError if the shard of a worker would be empty."""
+    if workers > config.batch_size:
+        raise UserError(f"--workers {workers}: must be at most --batch-size {config.batch_size}")
 
 
-def epochs_done(folder: storage.Folder, training: Training) -> int:
-    """Returns how many epochs the newest whole checkpoint has behind it, 0 without one.
+def epochs_done(folder: storage.StorageDir, config: GANConfig) -> int:
+    """Returns the number of epochs of the latest valid checkpoint, 0 without one.
 
     Raises:
-        Trouble: it is not of such a GAN.
+        UserError: the checkpoint is not of such a GAN.
     """
-    last, _ = storage.newest_checkpoint(folder)
-    if last is None:
+    latest, _ = storage.load_latest_checkpoint(folder)
+    if latest is None:
         return 0
     try:
-        gan.GAN(training.latent_dim, training.seed, training.lr, training.betas).load_state_dict(
-            last.state
+        gan.GAN(config.latent_dim, config.seed, config.lr, config.betas).load_state_dict(
+            latest.state
         )
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError):
-        raise Trouble(f"{folder.child(last.name).uri}: not a checkpoint of this GAN") from None
-    return last.epoch
+        raise UserError(f"{folder.subdir(latest.name).uri}: not a checkpoint of this GAN") from None
+    return latest.epoch
 
 
 def main() -> int:
-    training, run, workers = settings()
-    folder = storage.run_folder(run.storage, run.name, run.fresh)
-    storage.compare(folder, [asdict(training)])
-    done, failures = epochs_done(folder, training), []
-    if done < training.epochs:
-        cluster.connect(run.address)
-        workers, resources = cluster.worker_group(workers, run.cpus_per_worker, run.gpus_per_worker)
-        check_share(workers[1], training)
+    config, launch, workers = parse_args()
+    folder = storage.run_dir(launch.storage, launch.name, launch.fresh)
+    storage.check_same_config(folder, [asdict(config)])
+    done, failures = epochs_done(folder, config), []
+    if done < config.epochs:
+        cluster.connect(launch.address)
+        workers, resources = cluster.resolve_worker_group(
+            workers, launch.cpus_per_worker, launch.gpus_per_worker
+        )
+        check_batch_covers_workers(workers[1], config)
         cluster.check_storage(folder)
-        storage.claim(folder, [asdict(training)])
-        folder.write("params.json", json.dumps(asdict(training), indent=2).encode())
-        mend_snapshot(folder)
-        print(f"{plural(training.epochs, 'epoch')}, {done} of them done")
-        print(cluster.group_plan(workers, resources))
+        storage.acquire_run_dir(folder, [asdict(config)])
+        folder.write("params.json", json.dumps(asdict(config), indent=2).encode())
+        remove_stale_checkpoint_index(folder)
+        print(f"{pluralize(config.epochs, 'epoch')}, {done} of them done")
+        print(cluster.describe_workers(workers, resources))
         print(f"results: {folder.uri}", flush=True)
-        progress = Progress(folder, training.epochs)
-        failures = run_training(trainer(folder, training, workers, resources), progress)
+        progress = Progress(folder, config.epochs)
+        failures = run_training(make_trainer(folder, config, workers, resources), progress)
         try:
-            done = epochs_done(folder, training)
+            done = epochs_done(folder, config)
         except OSError as error:
             failures.append(f"{folder.uri} cannot be read: {error}")
-    return tell_end(done, training.epochs, "epoch", folder, failures, "analysis/gan.py")
+    return cli.print_summary(done, config.epochs, "epoch", folder, failures, "analysis/gan.py")
 
 
 if __name__ == "__main__":
-    flags.one_line(main)
+    cli.run_main(main)

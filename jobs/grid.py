@@ -1,186 +1,246 @@
 """What a sweep is: a grid of trials, each with its settings and a name; and the presets.
 
-parts = changed(PRESETS["horizon"], {"seeds": (0,)})
-configs = {trial_name(config): config for config in trial_configs(*parts)}
+grids = apply_overrides(PRESETS["horizon"], {"seeds": (0,)})
+configs = {trial_name(config): config for config in trial_configs(*grids)}
 """
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from jobs.flags import Trouble, setting, shown
-from jobs.progress import plural
+from jobs.cli import arg
+from jobs.errors import UserError
+from jobs.formatting import format_value, pluralize
 from models import palindromes, recurrent
 
-STARTS = dict.fromkeys(start for cell in recurrent.CELLS.values() for start in cell.starts)
+# What a variant changes in the settings of its grid.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "clip": {"grad_clip": 1.0},
+    "no-clip": {"grad_clip": None},
+    "no-warmup": {"warmup_steps": 0},
+    "constant-lr": {"lr_schedule": "constant"},
+    "raw-input": {"input_encoding": "raw"},
+    "one-hot": {"input_encoding": "one-hot"},
+}
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """A grid of trials. It is what a run is: other values need another name."""
+class GridConfig:
+    """A grid of trials. It identifies the run: other values need another name."""
 
-    cells: tuple[str, ...] = setting(
-        ("lstm", "rnn"), f"one or more of {', '.join(recurrent.CELLS)}"
-    )
-    lengths: tuple[int, ...] = setting(range(3, 25), "digits that the network reads")
-    seeds: tuple[int, ...] = setting(range(3), "each draws its own data, start and order")
-    start: tuple[str, ...] = setting(("uniform",), ", ".join(STARTS))
-    variants: tuple[str, ...] = setting(("plain",), "plain, no-clip, no-decay, ... one-hot")
-    epochs: int = setting(20, "times that the training part is seen")
-    samples: int = setting(100_000, "palindromes, a fifth of them for validation")
-    batch_size: int = setting(128, "sequences of one training step")
-    lr: float = setting(0.001, "learning rate")
-    hidden: int = setting(128, "size of the hidden state")
-    optimizer: Literal["adam", "rmsprop"] = setting("adam", "what takes the training steps")
-    clip: float | None = setting(None, "largest norm of a gradient, or none")
-    warmup: int = setting(0, "steps in which the learning rate rises")
-    decay: Literal["none", "cosine"] = setting("none", "how the learning rate falls, to 0")
-    inputs: Literal[recurrent.INPUTS] = setting(
-        "digit", "a digit as a number, standardised, or one-hot"
-    )
-    hold: int | None = setting(None, "end after so many epochs at 99.9 % in a row")
-    checks: int = setting(1, "looks at the accuracy in an epoch, in even steps")
-    probe: bool = setting(False, "after each epoch, see how far back gradients reach")
+    cells: tuple[str, ...] = arg(("lstm", "rnn"), f"networks: {', '.join(recurrent.CELLS)}")
+    lengths: tuple[int, ...] = arg(range(3, 25), "sequence lengths, in digits read")
+    seeds: tuple[int, ...] = arg(range(3), "seeds of data, initialization and order")
+    inits: tuple[str, ...] = arg(("uniform",), ", ".join(recurrent.INIT_NAMES))
+    variants: tuple[str, ...] = arg(("full",), f"variants: {', '.join(VARIANTS)}")
+    epochs: int = arg(20, "maximum number of epochs")
+    num_sequences: int = arg(100_000, "palindromes, a fifth of them for validation")
+    batch_size: int = arg(128, "batch size")
+    lr: float = arg(0.001, "learning rate")
+    hidden_size: int = arg(128, "size of the hidden state")
+    optimizer: Literal["adam", "rmsprop"] = arg("adam", "optimizer")
+    grad_clip: float | None = arg(None, "maximum gradient norm")
+    warmup_steps: int = arg(0, "linear warmup steps")
+    lr_schedule: Literal["constant", "cosine"] = arg("constant", "learning rate schedule")
+    input_encoding: recurrent.InputEncoding = arg("raw", "encoding of a digit")
+    stop_after_solved_epochs: int | None = arg(None, "early stopping: consecutive epochs at 99.9 %")
+    evals_per_epoch: int = arg(1, "evaluations per epoch, evenly spaced")
+    probe: bool = arg(False, "gradient norm at each time step, each epoch")
 
 
-# What a variant changes of the settings as they are given.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "clip": {"clip": 1.0},
-    "no-clip": {"clip": None},
-    "no-warmup": {"warmup": 0},
-    "no-decay": {"decay": "none"},
-    "no-scaling": {"inputs": "digit"},
-    "one-hot": {"inputs": "one-hot"},
-}
+# The recipe of each cell, which trains stably at long lengths (docs/horizon.md).
+BASE_RECIPE = GridConfig(
+    warmup_steps=100,
+    lr_schedule="cosine",
+    input_encoding="standardized",
+    stop_after_solved_epochs=3,
+    evals_per_epoch=10,
+)
+LSTM_RECIPE = replace(BASE_RECIPE, cells=("lstm",), inits=("chrono",), lr=0.005, grad_clip=1.0)
+RNN_RECIPE = replace(BASE_RECIPE, cells=("rnn",), inits=("orthogonal",), lr=0.0003)
 
-# What training needs to reach far and not to fall: each cell's recipe (docs/horizon.md).
-STEADY = Sweep(warmup=100, decay="cosine", inputs="standard", hold=3, checks=10)
-LSTM = replace(STEADY, cells=("lstm",), start=("chrono",), lr=0.005, clip=1.0)
-RNN = replace(STEADY, cells=("rnn",), start=("orthogonal",), lr=0.0003)
+# The same with an eighth of the sequences. With so few, an RNN learns 100 digits at a learning
+# rate of 0.001 but not at 0.0003; with all of them 0.001 is unstable.
+SMALL_BUDGET_LSTM = replace(LSTM_RECIPE, num_sequences=25_000, epochs=10)
+SMALL_BUDGET_RNN = replace(RNN_RECIPE, num_sequences=25_000, epochs=10, lr=0.001)
+HORIZON_LENGTHS = (10, 20, 35, 50, 75, 100, 150)
 
-# The same with an eighth of the sequences. In them an RNN learns 100 digits at 0.001, which with
-# all of them it does not bear, and not at 0.0003.
-SHORT = {"samples": 25_000, "epochs": 10}
-SHORT_LSTM = replace(LSTM, **SHORT)
-SHORT_RNN = replace(RNN, **SHORT, lr=0.001)
-FAR = (10, 20, 35, 50, 75, 100, 150)
 
-# A preset is one grid or several, and flags change them all.
+class Preset(NamedTuple):
+    summary: str  # for the help
+    grids: tuple[GridConfig, ...]  # flags override the settings of each
+    any_cell: bool = False  # the first grid may train any registered cell
+
+
 PRESETS = {
-    "figures": (Sweep(), Sweep(cells=("lstm",), lengths=tuple(range(25, 36)), epochs=5)),
-    "quick": (Sweep(lengths=(3, 5, 8, 12, 16, 20), seeds=(0, 1), epochs=10, samples=20_000),),
-    "recipe": tuple(
-        replace(part, lengths=(3, *range(5, 36, 5)), seeds=tuple(range(5))) for part in (LSTM, RNN)
+    "figures": Preset(
+        "the report's Figures 1-3: lengths 3-24, LSTM also 25-35",
+        (GridConfig(), GridConfig(cells=("lstm",), lengths=tuple(range(25, 36)), epochs=5)),
+        any_cell=True,
     ),
-    "horizon": (
-        replace(SHORT_LSTM, lengths=FAR, start=("uniform", "orthogonal", "forget", "chrono")),
-        replace(SHORT_RNN, lengths=FAR, start=("uniform", "orthogonal", "identity")),
+    "quick": Preset(
+        "6 lengths from 3 to 20, 2 seeds, 10 epochs: minutes on 2 cores",
+        (GridConfig(lengths=(3, 5, 8, 12, 16, 20), seeds=(0, 1), epochs=10, num_sequences=20_000),),
+        any_cell=True,
+    ),
+    "recipe": Preset(
+        "a recipe for each cell that solves lengths 3-35",
+        tuple(
+            replace(grid, lengths=(3, *range(5, 36, 5)), seeds=tuple(range(5)))
+            for grid in (LSTM_RECIPE, RNN_RECIPE)
+        ),
+    ),
+    "horizon": Preset(
+        "the recipes at lengths 10-150, from every initialization",
+        (
+            replace(
+                SMALL_BUDGET_LSTM,
+                lengths=HORIZON_LENGTHS,
+                inits=("uniform", "orthogonal", "forget_bias", "chrono"),
+            ),
+            replace(
+                SMALL_BUDGET_RNN,
+                lengths=HORIZON_LENGTHS,
+                inits=("uniform", "orthogonal", "identity"),
+            ),
+        ),
     ),
 }
-ABLATION = tuple(replace(part, lengths=(35, 100)) for part in (SHORT_LSTM, SHORT_RNN))
+ABLATION_PRESET = Preset(
+    "all variants, at lengths 35 and 100, with preset horizon",
+    tuple(replace(grid, lengths=(35, 100)) for grid in (SMALL_BUDGET_LSTM, SMALL_BUDGET_RNN)),
+)
 
 
-def trial_configs(*parts: Sweep) -> list[dict[str, Any]]:
-    """Returns each trial's settings: seed by seed, so that a run cut short has whole figures."""
+def trial_configs(*grids: GridConfig) -> list[dict[str, Any]]:
+    """Returns the settings of each trial, by seed: an interrupted run has its first seeds."""
     configs = []
-    for part in parts:
-        recipe = asdict(part)
-        for axis in ("cells", "lengths", "seeds", "start", "variants"):
+    for grid in grids:
+        recipe = asdict(grid)
+        for axis in ("cells", "lengths", "seeds", "inits", "variants"):
             del recipe[axis]
         configs += [
-            {"cell": cell, "length": length, "seed": seed, "start": start, "variant": variant}
+            {"cell": cell, "length": length, "seed": seed, "init": init, "variant": variant}
             | recipe
             | VARIANTS[variant]
-            for seed in part.seeds
-            for length in part.lengths
-            for cell in part.cells
-            for start in part.start
-            for variant in part.variants
+            for seed in grid.seeds
+            for length in grid.lengths
+            for cell in grid.cells
+            for init in grid.inits
+            for variant in grid.variants
         ]
-    # And the long ones first: no straggler at the end.
+    # Within a seed the longest first, so that no long trial runs alone at the end.
     return sorted(configs, key=lambda config: (config["seed"], -config["length"]))
 
 
-def differs(variant: str, sweep: Sweep) -> bool:
-    """Says whether a variant changes any of the sweep's settings."""
-    return any(getattr(sweep, name) != value for name, value in VARIANTS[variant].items())
+def variant_has_effect(variant: str, grid: GridConfig) -> bool:
+    """Returns whether a variant changes any setting of the grid."""
+    return any(getattr(grid, name) != value for name, value in VARIANTS[variant].items())
 
 
-def ablated(parts: tuple[Sweep, ...]) -> tuple[Sweep, ...]:
-    """Returns the grids as they are and with each part of their recipe changed, one at a time."""
+def expand_variants(grids: tuple[GridConfig, ...]) -> tuple[GridConfig, ...]:
+    """Returns the grids with the full recipe and every variant that has an effect."""
     return tuple(
-        replace(part, variants=("plain", *(name for name in VARIANTS if differs(name, part))))
-        for part in parts
+        replace(
+            grid,
+            variants=("full", *(name for name in VARIANTS if variant_has_effect(name, grid))),
+        )
+        for grid in grids
     )
 
 
 def trial_name(config: dict[str, Any]) -> str:
-    """Returns a trial's name and folder, which never change: so its checkpoints are found."""
-    changed = "" if config["variant"] == "plain" else f"-{config['variant']}"
-    return "{cell}-{start}{changed}-length{length:03}-seed{seed}".format(changed=changed, **config)
+    """Returns the name of a trial and its folder, which identifies its checkpoints on resume."""
+    variant = "" if config["variant"] == "full" else f"-{config['variant']}"
+    return (
+        f"{config['cell']}-{config['init']}{variant}"
+        f"-length{config['length']:03}-seed{config['seed']}"
+    )
 
 
-def check(sweep: Sweep) -> None:
-    """Raises Trouble for settings that cannot be run."""
-    for cell in sweep.cells:
-        for start in sweep.start:
+def validate(grid: GridConfig) -> None:
+    """Raises UserError for settings that cannot be run."""
+    for cell in grid.cells:
+        for init in grid.inits:
             try:
-                recurrent.build(cell, hidden=1, start=start, seed=0, length=2)
+                recurrent.check_init(cell, init)
             except ValueError as error:
-                raise Trouble(str(error)) from None
-    if min(sweep.lengths) < 2:
-        raise Trouble(f"--lengths {min(sweep.lengths)}: a sequence has 2 digits or more")
-    for variant in sweep.variants:
+                raise UserError(str(error)) from None
+    if min(grid.lengths) < 2:
+        raise UserError(f"--lengths {min(grid.lengths)}: must be at least 2")
+    for variant in grid.variants:
         if variant not in VARIANTS:
-            raise Trouble(f"--variants {variant}: it is one of {', '.join(VARIANTS)}")
-        if variant != "plain" and not differs(variant, sweep):
-            raise Trouble(f"--variants {variant}: that is what plain is here")
-    for name in ("epochs", "batch_size", "lr", "hidden", "clip", "hold", "checks"):
-        value = getattr(sweep, name)
+            raise UserError(f"--variants {variant}: choose from {', '.join(VARIANTS)}")
+        if variant != "full" and not variant_has_effect(variant, grid):
+            raise UserError(f"--variants {variant}: has no effect on these settings")
+    for name in (
+        "epochs", "batch_size", "lr", "hidden_size", "grad_clip", "stop_after_solved_epochs",
+        "evals_per_epoch",
+    ):  # fmt: skip
+        value = getattr(grid, name)
         if value is not None and not 0 < value < math.inf:
-            raise Trouble(f"--{name.replace('_', '-')} {value}: must be more than 0, and finite")
-    if sweep.warmup < 0:
-        raise Trouble(f"--warmup {sweep.warmup}: must be 0 or more")
-    if sweep.samples < palindromes.FEWEST:
-        raise Trouble(f"--samples {sweep.samples}: {palindromes.FEWEST} or more are needed")
-    steps = palindromes.training_samples(sweep.samples) // sweep.batch_size
-    if not steps:
-        raise Trouble(
-            f"--samples {sweep.samples}: four fifths of them do not fill one batch "
-            f"of --batch-size {sweep.batch_size}"
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} {value}: must be positive and finite")
+    if grid.warmup_steps < 0:
+        raise UserError(f"--warmup-steps {grid.warmup_steps}: must be 0 or more")
+    if grid.num_sequences < palindromes.MIN_SAMPLES:
+        raise UserError(
+            f"--num-sequences {grid.num_sequences}: must be at least {palindromes.MIN_SAMPLES}"
         )
-    if sweep.checks > steps:
-        raise Trouble(f"--checks {sweep.checks}: an epoch has {plural(steps, 'step')}")
-    if sweep.warmup > steps * sweep.epochs:
-        raise Trouble(f"--warmup {sweep.warmup}: there are {steps * sweep.epochs} steps in all")
+    steps = palindromes.num_train(grid.num_sequences) // grid.batch_size
+    if not steps:
+        raise UserError(
+            f"--num-sequences {grid.num_sequences}: the training split (80 %) is smaller than "
+            f"--batch-size {grid.batch_size}"
+        )
+    if grid.evals_per_epoch > steps:
+        raise UserError(
+            f"--evals-per-epoch {grid.evals_per_epoch}: an epoch has {pluralize(steps, 'step')}"
+        )
+    if grid.warmup_steps > steps * grid.epochs:
+        raise UserError(
+            f"--warmup-steps {grid.warmup_steps}: training has {steps * grid.epochs} steps"
+        )
 
 
-def changed(preset: tuple[Sweep, ...], changes: dict[str, Any]) -> tuple[Sweep, ...]:
-    """Returns a preset's grids with the settings that were typed, each trial in one of them.
+def apply_overrides(preset: Preset, overrides: dict[str, Any]) -> tuple[GridConfig, ...]:
+    """Returns a preset's grids with the settings that were typed; each trial is in one of them.
 
     Raises:
-        Trouble: they cannot be run.
+        UserError: the settings cannot be run, or the preset has no recipe for a cell.
     """
-    parts: list[Sweep] = []
+    grids: list[GridConfig] = []
     names: set[str] = set()
-    for part in preset:
-        typed = changes.get("cells", part.cells)
-        cells = tuple(cell for cell in typed if cell in part.cells or cell not in recurrent.CELLS)
+    requested = overrides.get("cells")
+    known = {cell for grid in preset.grids for cell in grid.cells}
+    if requested is not None and not preset.any_cell and set(requested) - known:
+        unknown = ",".join(sorted(set(requested) - known))
+        raise UserError(
+            f"--cells {unknown}: this preset has recipes for {', '.join(sorted(known))}"
+        )
+    for index, grid in enumerate(preset.grids):
+        takes_any = preset.any_cell and index == 0
+        cells = tuple(cell for cell in requested or grid.cells if takes_any or cell in grid.cells)
         if not cells:
             continue
-        part = replace(part, **{**changes, "cells": cells})
-        check(part)
-        new = {trial_name(config) for config in trial_configs(part)} - names
-        if new:
-            parts.append(part)
+        grid = replace(grid, **{**overrides, "cells": cells})
+        validate(grid)
+        new = {trial_name(config) for config in trial_configs(grid)}
+        if not new <= names:
+            grids.append(grid)
         names |= new
-    return tuple(parts)
+    return tuple(grids)
 
 
-def describe(part: Sweep) -> str:
-    axes = [",".join(part.cells), f"lengths {shown(part.lengths)}", f"seeds {shown(part.seeds)}"]
-    axes += [f"starts {shown(part.start)}", f"{part.epochs} epochs of {part.samples} palindromes"]
-    if part.variants != Sweep().variants:
-        axes.insert(4, f"variants {shown(part.variants)}")
+def describe(grid: GridConfig) -> str:
+    axes = [
+        ",".join(grid.cells),
+        f"lengths {format_value(grid.lengths)}",
+        f"seeds {format_value(grid.seeds)}",
+        f"inits {format_value(grid.inits)}",
+        f"{grid.epochs} epochs of {grid.num_sequences} sequences",
+    ]
+    if grid.variants != GridConfig().variants:
+        axes.insert(4, f"variants {format_value(grid.variants)}")
     return " x ".join(axes)

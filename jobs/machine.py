@@ -1,4 +1,4 @@
-"""What a worker computes on: set up, and described as every row that it reports has it."""
+"""The machine that a worker computes on: how torch uses it, and how result rows describe it."""
 
 import os
 import platform
@@ -10,35 +10,35 @@ import ray
 import torch
 
 
-def compute_with(threads: int) -> None:
-    """Has the calling thread compute with so many threads, and count subnormal numbers as zero.
+def configure_torch(num_threads: int) -> None:
+    """Sets the calling thread's number of compute threads, and flushes subnormal numbers to zero.
 
-    Gradients that vanish are subnormal, below 1e-38, before they are zero, and may stay so: the
-    smallest such number, times more than a half, is rounded to itself. A CPU takes many times as
-    long to compute with them.
+    Vanishing gradients are subnormal (below 1e-38) before they are zero, and may stay so: the
+    smallest subnormal times a factor above one half rounds to itself. A CPU computes with
+    subnormal numbers many times slower.
     """
-    torch.set_num_threads(threads)
+    torch.set_num_threads(num_threads)
     torch.set_flush_denormal(True)
 
 
-def described(device: torch.device) -> dict[str, Any]:
-    """Returns the machine, the versions and the process, for a worker that uses `device`."""
+def hardware_info(device: torch.device) -> dict[str, Any]:
+    """Returns the columns that describe hardware, library versions and process of a worker."""
     return {
         "device": str(device),
-        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, "
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "library_versions": f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"Ray {ray.__version__}",
-        "threads": torch.get_num_threads(),
+        "num_threads": torch.get_num_threads(),
         "pid": os.getpid(),
         "node_ip": ray.util.get_node_ip_address(),
     }
 
 
-def _processor() -> str:
-    """Returns the processor's name, and how many CPUs the machine has."""
+def _cpu_name() -> str:
+    """Returns the name of the processor and the number of CPUs."""
     try:
         names = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
-    except OSError:  # only Linux has it
+    except OSError:  # Linux only
         names = []
     name = names[0] if names else platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} CPUs"

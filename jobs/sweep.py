@@ -1,21 +1,17 @@
-"""Trains the recurrent networks of a grid on the palindrome task, by Ray Tune.
+"""Trains recurrent networks on the palindrome task, one Ray Tune trial each.
 
   python jobs/sweep.py                       the report's Figures 1-3
   python jobs/sweep.py --preset quick        a small grid, minutes on 2 cores
-  python jobs/sweep.py --preset horizon      how far back can it remember?
-  python jobs/sweep.py --cells lstm --lengths 10-30,40 --start uniform,chrono
-
-On a cluster:
+  python jobs/sweep.py --cells lstm --lengths 10-30,40 --inits uniform,chrono
   ray submit cluster.yaml jobs/sweep.py -- --storage s3://BUCKET/sweeps
 
-The same command again continues: finished trials stay, the others go on from
-their last epoch.
+Re-running the same command resumes every unfinished trial.
 """
 
 from jobs import interrupt
 
 if __name__ == "__main__":
-    interrupt.end_quietly()  # for as long as the imports take
+    interrupt.exit_silently_on_sigint()  # during the imports
 
 import tempfile
 import time
@@ -31,129 +27,34 @@ import torch
 from ray import tune
 from ray.tune.experiment import Trial
 
-from jobs import cluster, flags, machine, storage, tuning
-from jobs.flags import Trouble, setting
+from jobs import cli, cluster, machine, storage, tuning
+from jobs.cli import arg
+from jobs.errors import UserError
+from jobs.formatting import pluralize
 from jobs.grid import (
-    ABLATION,
+    ABLATION_PRESET,
     PRESETS,
-    Sweep,
-    ablated,
-    changed,
+    GridConfig,
+    apply_overrides,
     describe,
+    expand_variants,
     trial_configs,
     trial_name,
 )
-from jobs.progress import plural, tell_end
-from models import checkpoint, memory, palindromes, recurrent
-from models.randomness import generator
+from models import checkpoint, gradient_flow, palindromes, recurrent
+from models.rng import make_rng
 
 
 @dataclass(frozen=True)
-class Run(flags.Run):
-    cpus_per_trial: int = setting(1, "CPUs that a trial reserves, and its threads")
-    gpus_per_trial: str = setting(
-        "auto", "share of a GPU, or auto: a quarter, 0 where there are none"
+class SweepLaunchArgs(cli.LaunchArgs):
+    cpus_per_trial: int = arg(1, "CPUs and compute threads of a trial")
+    gpus_per_trial: str = arg(
+        "auto", f"GPUs of a trial (auto: {cluster.DEFAULT_GPU_FRACTION}, without GPUs 0)", "X|auto"
     )
-    max_concurrent: int | None = setting(None, "trials at a time, or none for all that fit")
+    max_concurrent: int | None = arg(None, "concurrent trials (as many as fit)")
 
 
-CHECKED = 500  # palindromes of the validation part that are looked at within an epoch
-
-
-def train(config: dict[str, Any]) -> None:
-    """Trains one network and reports each epoch; a Tune trial runs this on a worker.
-
-    It goes on from the newest whole checkpoint in the trial's folder, whatever Tune remembers:
-    Tune's own snapshot may be older than the last epochs. Data, start and order all come from the
-    seed, so that a trial which was killed ends with the numbers of one which was not.
-    """
-    trial = tune.get_context()
-    reserved = trial.get_trial_resources().required_resources
-    machine.compute_with(threads=int(reserved["CPU"]))
-    device = torch.device("cuda" if reserved.get("GPU") and torch.cuda.is_available() else "cpu")
-    seed, length, batch_size = config["seed"], config["length"], config["batch_size"]
-    data = palindromes.palindromes(seed, length, config["samples"])
-    training, validation = data.train.to(device), data.validation.to(device)
-    network = recurrent.build(
-        config["cell"], config["hidden"], config["start"], seed, length, config["inputs"]
-    )
-    network.to(device)
-    optimizer = OPTIMIZERS[config["optimizer"]](network.parameters(), lr=config["lr"])
-    steps = len(training) // batch_size  # of an epoch
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: recurrent.learning_rate(
-            step, steps * config["epochs"], config["warmup"], config["decay"]
-        ),
-    )
-    few = validation[:CHECKED]
-    looks = {steps * number // config["checks"] for number in range(1, config["checks"])}
-
-    context = trial.get_storage()
-    path = context.experiment_fs_path
-    sweep = storage.Folder(path, context.storage_filesystem, path)
-    storage.check_seen(sweep)
-    folder = sweep.child(trial_name(config))
-    last, damaged = storage.newest_checkpoint(folder, device)
-    history = last.history if last else []
-    if last:
-        network.load_state_dict(last.state["network"])
-        optimizer.load_state_dict(last.state["optimizer"])
-        schedule.load_state_dict(last.state["schedule"])
-        torch.set_rng_state(last.state["random"].cpu())
-    else:
-        torch.manual_seed(seed)
-    for row in history:  # Tune may have lost them: readers take one row for each epoch
-        tune.report(row | {"damaged": ""})  # which was told at its time
-
-    optimizer_steps = memory.OptimizerSteps(network)
-    restored_epoch, where = len(history), machine.described(device)
-    while not recurrent.has_ended(history, config["epochs"], config["hold"]):
-        epoch, checked = len(history) + 1, []
-
-        def after_step(step: int, checked: list[float] = checked) -> None:
-            if config["probe"]:
-                optimizer_steps.see(schedule.get_last_lr()[0])
-            schedule.step()
-            if step in looks:
-                checked.append(recurrent.evaluate(network, few)[1])
-
-        began = time.perf_counter()
-        order = torch.randperm(len(training), generator=generator(seed, "order", epoch)).to(device)
-        train_loss = recurrent.train_epoch(
-            network, optimizer, training, order, batch_size, config["clip"], after_step
-        )
-        trained = time.perf_counter()
-        val_loss, val_accuracy = recurrent.evaluate(network, validation)
-        row = {
-            "epoch": epoch,
-            "training_iteration": epoch,
-            "train_loss": train_loss,
-            "val_loss": val_loss,
-            "val_accuracy": val_accuracy,
-            "train_seconds": trained - began,
-            "epoch_seconds": time.perf_counter() - began,
-            "sequences_per_second": steps * batch_size / (trained - began),
-            "restored_epoch": restored_epoch,
-            "ended_at": time.time(),  # seconds since 1970
-            "damaged": " ".join(damaged),
-            **where,
-        }
-        if looks:  # and the last one is the epoch's own
-            row["checked"] = [*checked, val_accuracy]
-        if config["probe"]:
-            row |= memory.probe(network, few) | optimizer_steps.means_since_last()
-        history.append(row)
-        state = {
-            "network": network.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
-            "random": torch.get_rng_state(),
-        }
-        with tempfile.TemporaryDirectory() as local:
-            checkpoint.save(local, state, history)
-            tune.report(row, checkpoint=tune.Checkpoint.from_directory(local))
-
+EVAL_SUBSET_SIZE = 500  # sequences of the validation split that are evaluated within an epoch
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": partial(torch.optim.Adam, fused=True),
@@ -161,23 +62,162 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-def tuner(
-    folder: storage.Folder,
+class Learner:
+    """The network of a trial, with its optimizer and learning rate schedule."""
+
+    def __init__(self, config: dict[str, Any], steps: int, device: torch.device):
+        self.config, self.steps = config, steps  # steps per epoch
+        self.network = recurrent.build(
+            config["cell"], config["hidden_size"], config["init"], config["seed"],
+            config["length"], config["input_encoding"],
+        ).to(device)  # fmt: skip
+        self.optimizer = OPTIMIZERS[config["optimizer"]](self.network.parameters(), lr=config["lr"])
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer,
+            lambda step: recurrent.lr_multiplier(
+                step, steps * config["epochs"], config["warmup_steps"], config["lr_schedule"]
+            ),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        torch.set_rng_state(state["rng"].cpu())
+
+
+def train_trial(config: dict[str, Any]) -> None:
+    """Trains one network and reports each epoch; a Tune trial runs this on a worker.
+
+    It resumes from the latest valid checkpoint in the trial's folder. Tune's snapshot is not used
+    for that: it may be older. Data, initialization and order come from the
+    seed, so a killed and resumed trial ends with the numbers of an uninterrupted one.
+    """
+    reserved = tune.get_context().get_trial_resources().required_resources
+    machine.configure_torch(num_threads=int(reserved["CPU"]))
+    device = torch.device("cuda" if reserved.get("GPU") and torch.cuda.is_available() else "cpu")
+    data = palindromes.palindromes(config["seed"], config["length"], config["num_sequences"])
+    train_split, val_split = data.train.to(device), data.validation.to(device)
+    learner = Learner(config, len(train_split) // config["batch_size"], device)
+    history, corrupt = restore(learner, trial_dir(config), device)
+    fixed_columns = {
+        "resumed_from_epoch": len(history),
+        "corrupt_checkpoints": " ".join(corrupt),
+        **machine.hardware_info(device),
+    }
+    while not recurrent.should_stop(history, config["epochs"], config["stop_after_solved_epochs"]):
+        row = run_epoch(learner, len(history) + 1, train_split, val_split) | fixed_columns
+        history.append(row)
+        save_and_report(learner.state_dict(), row, history)
+
+
+def trial_dir(config: dict[str, Any]) -> storage.StorageDir:
+    """Returns the folder of a trial, on the worker that runs it.
+
+    Raises:
+        OSError: this node does not see the run's folder.
+    """
+    context = tune.get_context().get_storage()
+    path = context.experiment_fs_path
+    sweep = storage.StorageDir(path, context.storage_filesystem, path)
+    storage.check_visible(sweep)
+    return sweep.subdir(trial_name(config))
+
+
+def restore(
+    learner: Learner, folder: storage.StorageDir, device: torch.device
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Loads the latest valid checkpoint; returns the history, and the names of corrupt ones."""
+    latest, corrupt = storage.load_latest_checkpoint(folder, device)
+    if latest is None:
+        torch.manual_seed(learner.config["seed"])
+        return [], corrupt
+    learner.load_state_dict(latest.state)
+    for row in latest.history:  # Tune may have lost these rows; readers drop duplicates
+        tune.report(row | {"corrupt_checkpoints": ""})  # already reported
+    return latest.history, corrupt
+
+
+def run_epoch(
+    learner: Learner,
+    epoch: int,
+    train_split: palindromes.Sequences,
+    val_split: palindromes.Sequences,
+) -> dict[str, Any]:
+    """Trains for one epoch and evaluates; returns the epoch's metrics."""
+    config, network, steps = learner.config, learner.network, learner.steps
+    evals, val_subset = config["evals_per_epoch"], val_split[:EVAL_SUBSET_SIZE]
+    eval_steps = {steps * number // evals for number in range(1, evals)}
+    within_epoch: list[float] = []
+    updates = gradient_flow.UpdateTracker(network) if config["probe"] else None
+
+    def after_step(step: int) -> None:
+        if updates:
+            updates.record(float(learner.schedule.get_last_lr()[0]))
+        learner.schedule.step()
+        if step in eval_steps:
+            within_epoch.append(recurrent.evaluate(network, val_subset)[1])
+
+    epoch_start = time.perf_counter()
+    perm = torch.randperm(len(train_split), generator=make_rng(config["seed"], "order", epoch))
+    perm = perm.to(train_split.targets.device)
+    train_loss = recurrent.train_epoch(
+        network, learner.optimizer, train_split, perm, config["batch_size"], config["grad_clip"],
+        after_step,
+    )  # fmt: skip
+    train_end = time.perf_counter()
+    val_loss, val_accuracy = recurrent.evaluate(network, val_split)
+    row: dict[str, Any] = {
+        "epoch": epoch,
+        "training_iteration": epoch,
+        "train_loss": train_loss,
+        "val_loss": val_loss,
+        "val_accuracy": val_accuracy,
+        "train_seconds": train_end - epoch_start,
+        "epoch_seconds": time.perf_counter() - epoch_start,
+        "sequences_per_second": steps * config["batch_size"] / (train_end - epoch_start),
+        "epoch_end_time": time.time(),  # seconds since 1970
+    }
+    if eval_steps:  # the last evaluation of an epoch uses the full validation split
+        row["val_accuracy_within_epoch"] = [*within_epoch, val_accuracy]
+    if updates:
+        row |= gradient_flow.probe(network, val_subset) | updates.pop_means()
+    return row
+
+
+def save_and_report(
+    state: dict[str, Any], row: dict[str, Any], history: list[dict[str, Any]]
+) -> None:
+    with tempfile.TemporaryDirectory() as local:
+        checkpoint.save(local, state, history)
+        tune.report(row, checkpoint=tune.Checkpoint.from_directory(local))
+
+
+def make_tuner(
+    folder: storage.StorageDir,
     configs: dict[str, dict[str, Any]],
     finished: set[str],
-    run: Run,
+    launch: SweepLaunchArgs,
     resources: dict[str, float],
 ) -> tune.Tuner:
-    """Returns the Tuner that runs the trials that are not finished."""
+    """Returns the Tuner that runs the unfinished trials."""
     trials = list(configs.values())
-    trainable = tune.with_resources(train, resources)
-    made = tune.Tuner(
+    trainable = tune.with_resources(train_trial, resources)
+    tuner = tune.Tuner(
         trainable,
         param_space=tuning.param_space(trials),
         tune_config=tune.TuneConfig(
-            search_alg=tuning.TrialList(trials, run.max_concurrent),
+            search_alg=tuning.TrialList(trials, launch.max_concurrent),
             num_samples=len(trials),
-            scheduler=tuning.Limit(run.max_concurrent) if run.max_concurrent else None,
+            scheduler=tuning.Limit(launch.max_concurrent) if launch.max_concurrent else None,
             reuse_actors=True,
             trial_name_creator=lambda trial: trial_name(trial.config),
             trial_dirname_creator=lambda trial: trial_name(trial.config),
@@ -185,131 +225,123 @@ def tuner(
         run_config=tune.RunConfig(
             name=folder.name,
             storage_path=folder.parent,
-            callbacks=[tuning.Progress(configs, work_of_an_epoch, finished)],
+            callbacks=[tuning.Progress(configs, epoch_cost, finished)],
             checkpoint_config=tune.CheckpointConfig(num_to_keep=3),
             failure_config=tune.FailureConfig(max_failures=3),
             verbose=0,
         ),
     )
-    # A Tuner that is made writes its configuration into the folder, and one that is restored reads
-    # it there: so a run that goes on obeys the limits of this command, not of the first one.
+    # A restored Tuner reads the configuration that this one has just written: a resumed run has the
+    # limits of this command.
     known = tuning.snapshot(folder)
     if known is None or not tuning.can_go_on(folder, known):
-        return made
+        return tuner
     resume = tune.ResumeConfig(errored=tune.ResumeConfig.ResumeType.RESUME)
     if any(t.status == Trial.TERMINATED for name, t in known.items() if name not in finished):
-        # Their last checkpoints are damaged: each trial looks at its own again.
+        # Their last checkpoints are corrupt: each trial looks for its own again.
         resume.finished = tune.ResumeConfig.ResumeType.RESUME
     return tune.Tuner.restore(folder.uri, trainable, _resume_config=resume)
 
 
-def run_trials(tuner: tune.Tuner, folder: storage.Folder) -> list[str]:
-    """Runs the trials, and returns what failed for good, a line for each."""
+def run_trials(tuner: tune.Tuner, folder: storage.StorageDir) -> list[str]:
+    """Runs the trials; returns a line for each that failed permanently."""
     try:
         results = tuner.fit()
-    except KeyboardInterrupt:  # before any trial runs; later Tune has a handler of its own
+    except KeyboardInterrupt:  # before any trial runs; afterwards Tune handles the signal
         return []
-    except Exception as error:  # whatever stopped Tune itself: a full disk, a head that is gone
+    except Exception as error:  # Tune itself failed: a full disk, a lost head node
         return [f"the sweep stopped: {type(error).__name__}: {error}".splitlines()[0]]
     if not results.num_errors:
         return []
     known: dict[str, tuning.Known] = {}
-    with suppress(OSError):  # which is told when the trials are counted
+    with suppress(OSError):  # reported when the finished trials are counted
         known = tuning.snapshot(folder) or {}
-    # Others have errors, too: trials that went on after one, and have not ended.
+    # Trials that were retried after an error and have not ended have errors, too.
     failed = {name for name, trial in known.items() if trial.status == Trial.ERROR}
     failures = [
         f"{str(result.error).strip().splitlines()[-1]} ({result.path}/error.txt)"
         for result in results
         if result.error and PurePath(result.path).name in failed
     ]
-    untold = results.num_errors - len(failures)
-    if untold > 0:  # Tune reads errors from the storage, and we its snapshot
-        failures.append(f"{plural(untold, 'trial')}, whose errors the storage did not take")
+    missing = results.num_errors - len(failures)
+    if missing > 0:  # the storage has lost them, Tune has not
+        failures.append(f"{pluralize(missing, 'trial')}, whose errors could not be stored")
     return failures
 
 
-def work_of_an_epoch(config: dict[str, Any]) -> float:
-    return config["samples"] * config["length"]
+def epoch_cost(config: dict[str, Any]) -> float:
+    """Returns the work of an epoch, in a unit that is the same for all trials of one cell."""
+    return config["num_sequences"] * config["length"]
 
 
-def finished_trials(folder: storage.Folder, configs: dict[str, dict[str, Any]]) -> set[str]:
-    """Returns the names of the trials whose newest whole checkpoint is of their end."""
+def finished_trials(folder: storage.StorageDir, configs: dict[str, dict[str, Any]]) -> set[str]:
+    """Returns the names of the trials whose latest valid checkpoint is their last."""
 
     def is_finished(name: str) -> bool:
-        last, _ = storage.newest_checkpoint(folder.child(name))
-        if last is None:
+        latest, _ = storage.load_latest_checkpoint(folder.subdir(name))
+        if latest is None:
             return False
-        return recurrent.has_ended(last.history, configs[name]["epochs"], configs[name]["hold"])
+        config = configs[name]
+        return recurrent.should_stop(
+            latest.history, config["epochs"], config["stop_after_solved_epochs"]
+        )
 
-    with ThreadPoolExecutor() as threads:  # a storage behind a URI answers slowly
-        return {
-            name
-            for name, yes in zip(configs, threads.map(is_finished, configs), strict=True)
-            if yes
-        }
+    with ThreadPoolExecutor() as threads:  # storage behind a URI has a high latency
+        flags = threads.map(is_finished, configs)
+        return {name for name, finished in zip(configs, flags, strict=True) if finished}
 
 
-def settings() -> tuple[tuple[Sweep, ...], Run]:
-    """Returns what the command line asks for: the grids, and where and how to run them."""
-    parser = flags.Parser(__doc__)
-    parser.add_argument(
-        "--preset",
-        choices=PRESETS,
-        default="figures",
-        help="figures: the report's; quick: both at 3-20 with less of all; "
-        "recipe: steady training at 3-35; horizon: that at 10-150, "
-        "by start. Flags below override it (figures)",
-    )
-    parser.add_argument(
-        "--ablate",
-        action="store_true",
-        help="of horizon: a part changed at a time, at 35 and 100",
-    )
-    parser.add_settings("the experiment", Sweep)
-    parser.add_settings("the run", Run)
-    typed = parser.parse_args()
-    changes = flags.given(typed, Sweep)
-    ablate = getattr(typed, "ablate", False)
-    if ablate and typed.preset != "horizon":
-        raise Trouble("--ablate: only of --preset horizon")
-    parts = changed(ABLATION if ablate else PRESETS[typed.preset], changes)
-    if ablate and "variants" not in changes:
-        parts = ablated(parts)
-    run = Run(**flags.given(typed, Run))
-    run = replace(run, name=run.name or typed.preset + ("-ablate" if ablate else ""))
-    if run.cpus_per_trial < 1:
-        raise Trouble(f"--cpus-per-trial {run.cpus_per_trial}: must be 1 or more")
-    if run.max_concurrent is not None and run.max_concurrent < 1:
-        raise Trouble(f"--max-concurrent {run.max_concurrent}: must be 1 or more")
-    return parts, run
+def parse_args() -> tuple[tuple[GridConfig, ...], SweepLaunchArgs]:
+    """Parses the command line into the grids, and where and how to run them."""
+    parser = cli.DataclassParser(__doc__)
+    group = parser.add_presets({name: p.summary for name, p in PRESETS.items()}, "figures")
+    group.add_argument("--ablate", action="store_true", help=ABLATION_PRESET.summary)
+    parser.add_dataclass("hyperparameters (defaults: preset figures)", GridConfig)
+    parser.add_dataclass("launch", SweepLaunchArgs)
+    args = parser.parse_args()
+    overrides = cli.explicit_args(args, GridConfig)
+    ablate = getattr(args, "ablate", False)
+    if ablate and args.preset != "horizon":
+        raise UserError("--ablate: requires --preset horizon")
+    grids = apply_overrides(ABLATION_PRESET if ablate else PRESETS[args.preset], overrides)
+    if ablate and "variants" not in overrides:
+        grids = expand_variants(grids)
+    launch = SweepLaunchArgs(**cli.explicit_args(args, SweepLaunchArgs))
+    launch = replace(launch, name=launch.name or args.preset + ("-ablate" if ablate else ""))
+    if launch.cpus_per_trial < 1:
+        raise UserError(f"--cpus-per-trial {launch.cpus_per_trial}: must be at least 1")
+    if launch.max_concurrent is not None and launch.max_concurrent < 1:
+        raise UserError(f"--max-concurrent {launch.max_concurrent}: must be at least 1")
+    return grids, launch
 
 
 def main() -> int:
-    parts, run = settings()
-    identity = [asdict(part) for part in parts]
-    configs = {trial_name(config): config for config in trial_configs(*parts)}
-    folder = storage.run_folder(run.storage, run.name, run.fresh)
-    storage.compare(folder, identity)
+    grids, launch = parse_args()
+    identity = [asdict(grid) for grid in grids]
+    configs = {trial_name(config): config for config in trial_configs(*grids)}
+    folder = storage.run_dir(launch.storage, launch.name, launch.fresh)
+    storage.check_same_config(folder, identity)
     finished, failures = finished_trials(folder, configs), []
     if len(finished) < len(configs):
-        cluster.connect(run.address)
-        resources = cluster.resources(run.cpus_per_trial, run.gpus_per_trial)
+        cluster.connect(launch.address)
+        resources = cluster.resolve_trial_resources(launch.cpus_per_trial, launch.gpus_per_trial)
         cluster.check_storage(folder)
-        storage.claim(folder, identity)
-        print(f"{plural(len(configs), 'trial')}, {len(finished)} of them done:")
-        print("\n".join(f"  {describe(part)}" for part in parts))
-        print(cluster.plan(resources, run.max_concurrent))
+        storage.acquire_run_dir(folder, identity)
+        print(f"{pluralize(len(configs), 'trial')}, {len(finished)} of them done:")
+        print("\n".join(f"  {describe(grid)}" for grid in grids))
+        print(cluster.describe_capacity(resources, launch.max_concurrent))
         print(f"results: {folder.uri}", flush=True)
-        failures = run_trials(tuner(folder, configs, finished, run, resources), folder)
+        failures = run_trials(make_tuner(folder, configs, finished, launch, resources), folder)
         try:
             finished = finished_trials(folder, configs)
         except OSError as error:
             failures.append(f"{folder.uri} cannot be read: {error}")
-    far = any(part.hold or part.variants != Sweep().variants for part in parts)
-    script = "horizon" if far else "sweep"
-    return tell_end(len(finished), len(configs), "trial", folder, failures, f"analysis/{script}.py")
+    uses_recipe = any(
+        grid.stop_after_solved_epochs or grid.variants != GridConfig().variants for grid in grids
+    )
+    analysis = f"analysis/{'horizon' if uses_recipe else 'sweep'}.py"
+    return cli.print_summary(len(finished), len(configs), "trial", folder, failures, analysis)
 
 
 if __name__ == "__main__":
-    flags.one_line(main)
+    cli.run_main(main)

@@ -1,4 +1,4 @@
-"""What Ray Tune is given beside the job: its list of trials, a limit on them, its progress."""
+"""What a sweep adds to Ray Tune: its list of trials, a concurrency limit, its progress."""
 
 import json
 import pickletools
@@ -16,16 +16,17 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import BasicVariantGenerator
 
 from jobs import interrupt
-from jobs.progress import LOGS, StatusLine, duration
-from jobs.storage import Folder
+from jobs.formatting import format_duration
+from jobs.progress import LOGS, StatusLine
+from jobs.storage import StorageDir
 
 Config = dict[str, Any]
 
 
 class TrialList(BasicVariantGenerator):
-    """Gives out exactly the trials of a list, in its order, at most so many at a time.
+    """Runs exactly the trials of a list, in order, with a limit on concurrent ones.
 
-    A restored experiment brings its own list along, but not its old limit.
+    A restored experiment brings its own list, but not its old limit.
     """
 
     def __init__(self, configs: list[Config], at_most: int | None):
@@ -36,7 +37,7 @@ class TrialList(BasicVariantGenerator):
 
 
 class Limit(FIFOScheduler):
-    """Runs at most so many trials at a time, also of those that a restored experiment had begun."""
+    """Limits concurrent trials, including those that a restored experiment had started."""
 
     def __init__(self, at_most: int):
         super().__init__()
@@ -58,22 +59,22 @@ class Limit(FIFOScheduler):
 
 
 def param_space(configs: list[Config]) -> Config:
-    """Returns the search space that Tune wants to see around a list of points: their values."""
+    """Returns the search space that Tune requires beside a list of points: their values."""
     return {name: tune.choice(list({c[name]: 0 for c in configs})) for name in configs[0]}
 
 
 class Known(NamedTuple):
-    """What Tune's snapshot says of a trial."""
+    """A trial in Tune's snapshot."""
 
     status: str
-    checkpoint: str  # the name of the newest, empty where there is none
+    checkpoint: str  # name of the latest, empty without one
 
 
-def snapshot(folder: Folder) -> dict[str, Known] | None:
-    """Returns what Tune's snapshot says of each trial, by name, None where it is not whole.
+def snapshot(folder: StorageDir) -> dict[str, Known] | None:
+    """Reads the trials of Tune's latest snapshot, by name; None if it is missing or truncated.
 
-    It is two files: the trials, and the list that they come from. A disk that is full may have
-    taken the one and not the other.
+    A snapshot is two files: the trials, and the list that they come from. On a full disk one may
+    have been written without the other.
     """
     names = folder.names()
     snapshots = [name for name in names if name.startswith("experiment_state-")]
@@ -88,54 +89,57 @@ def snapshot(folder: Folder) -> dict[str, Known] | None:
         for pair in json.loads(folder.read(newest))["trial_data"]:
             trial, metadata = map(json.loads, pair)
             texts = _texts(bytes.fromhex(metadata["checkpoint_manager"]["value"]))
-            # As paths: a row may have the names of others, which are damaged.
+            # Paths only: a row of metrics may contain the names of corrupt checkpoints.
             kept = [found[1] for text in texts if (found := re.search(r"/(checkpoint_\d+)$", text))]
             known[trial["custom_trial_name"]] = Known(trial["status"], max(kept, default=""))
         _texts(folder.read(trial_list))
-    except (ValueError, KeyError):  # half-written
+    except (ValueError, KeyError):  # truncated
         return None
     return known
 
 
 def _texts(pickled: bytes) -> list[str]:
-    """Returns the texts in a pickle, which is read to its end and not run."""
+    """Returns the strings in a pickle, without executing it."""
     return [text for _, text, _ in pickletools.genops(pickled) if isinstance(text, str)]
 
 
-def can_go_on(folder: Folder, trials: dict[str, Known]) -> bool:
-    """Returns whether the checkpoints are there from which Tune would go on: else trials fail."""
+def can_go_on(folder: StorageDir, trials: dict[str, Known]) -> bool:
+    """Returns whether the checkpoints exist that Tune would resume from; else trials fail."""
 
     def can(name: str) -> bool:
         newest = trials[name].checkpoint
-        return not newest or newest in folder.child(name).names()
+        return not newest or newest in folder.subdir(name).names()
 
-    with ThreadPoolExecutor() as threads:  # a storage behind a URI answers slowly
+    with ThreadPoolExecutor() as threads:  # storage behind a URI has a high latency
         return all(threads.map(can, trials))
 
 
 class Progress(tune.Callback):
-    """Says how far a sweep is.
+    """Shows the progress of a sweep.
 
     Args:
         configs: all trials, by name.
-        work: what an epoch of a trial takes, in any unit that is the same for all of one cell.
-        finished: the names of the trials that were finished before.
+        epoch_cost: the work of an epoch, in a unit that is the same for all trials of one cell.
+        finished: names of the trials that were finished before.
     """
 
     def __init__(
-        self, configs: dict[str, Config], work: Callable[[Config], float], finished: Iterable[str]
+        self,
+        configs: dict[str, Config],
+        epoch_cost: Callable[[Config], float],
+        finished: Iterable[str],
     ):
         self.configs = configs
         self.remaining = {name: config["epochs"] for name, config in configs.items()}
-        self.work = {name: work(config) for name, config in configs.items()}
+        self.work = {name: epoch_cost(config) for name, config in configs.items()}
         for name in finished:
             self.remaining[name] = 0
         self.spent: dict[str, list[float]] = {}  # by cell: seconds, and the work done in them
         self.failed: set[str] = set()
-        self.told: set[tuple[str, str]] = set()
+        self.reported: set[tuple[str, str]] = set()  # trial, names of corrupt checkpoints
         self.latest = ""
         self.line = StatusLine()
-        self.began = time.monotonic()
+        self.start = time.monotonic()
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any
@@ -149,63 +153,64 @@ class Progress(tune.Callback):
             work + self.work[name],
         ]
         self.latest = f"{name} epoch {result['epoch']} val {result['val_accuracy']:.1%}"
-        if result["damaged"] and (name, result["damaged"]) not in self.told:
-            self.told.add((name, result["damaged"]))
-            self.line.say(
-                f"{name}: damaged and passed over: {result['damaged']}; "
-                f"goes on from epoch {result['restored_epoch']}"
+        corrupt = result["corrupt_checkpoints"]
+        if corrupt and (name, corrupt) not in self.reported:
+            self.reported.add((name, corrupt))
+            self.line.print_line(
+                f"{name}: skipped corrupt checkpoints: {corrupt}; "
+                f"resuming from epoch {result['resumed_from_epoch']}"
             )
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        self.remaining[str(trial)] = 0  # it may end before its last epoch
+        self.remaining[str(trial)] = 0  # early stopping may have ended it
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         self.failed.add(str(trial))
-        self.line.say(f"{trial}: failed for good: {_last_error(trial)}")
+        self.line.print_line(f"{trial}: failed permanently: {_last_error(trial)}")
 
     def on_trial_recover(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        self.line.say(f"{trial}: {_last_error(trial)}; it goes on from its newest checkpoint")
+        self.line.print_line(f"{trial}: {_last_error(trial)}; resuming from its latest checkpoint")
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         running = [trial for trial in trials if trial.status == Trial.RUNNING]
-        if interrupt.asked.is_set():
-            # Tune saves its state and then waits, ten seconds or more: for processes that are just
-            # starting, in which case it has nothing to save, and for epochs that it throws away.
+        if interrupt.interrupted.is_set():
+            # Tune saves its state and then waits ten seconds or more: for processes that are just
+            # starting, when there is nothing to save, and for epochs that it discards.
             if not running:
                 raise KeyboardInterrupt
             for trial in running:
                 ray.kill(trial.temporary_state.ray_actor)
             return
-        self.line.show(lambda: self._status(len(running)))
+        self.line.update(lambda: self._status(len(running)))
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         self.line.clear()
 
     def _status(self, running: int) -> str:
         if not running and not self.latest:
-            waited = time.monotonic() - self.began
-            silent = f" for {duration(waited)}: see Ray's logs in {LOGS}"
-            return "starting" + (silent if waited > 60 else "")
+            elapsed = time.monotonic() - self.start
+            details = f" for {format_duration(elapsed)}: see Ray's logs in {LOGS}"
+            return "starting" + (details if elapsed > 60 else "")
         done = sum(left == 0 for left in self.remaining.values())
         parts = [f"{done}/{len(self.configs)} done", f"{running} running"]
         if self.failed:
             parts.append(f"{len(self.failed)} failed")
         left = self._seconds_left(running)
         if left is not None:
-            parts.append(f"{duration(left)} left")
+            parts.append(f"{format_duration(left)} left")
         return ", ".join(parts) + (f" | {self.latest}" if self.latest else "")
 
     def _seconds_left(self, running: int) -> float | None:
         if not self.spent or not running:
             return None
         pace = {cell: seconds / work for cell, (seconds, work) in self.spent.items()}
-        slowest = max(pace.values())  # for a cell of which no epoch has been seen yet
+        slowest = max(pace.values())  # for a cell without a finished epoch
         return (
             sum(
                 epochs * self.work[name] * pace.get(self.configs[name]["cell"], slowest)
@@ -217,9 +222,9 @@ class Progress(tune.Callback):
 
 
 def _last_error(trial: Trial) -> str:
-    """Returns the last line of what Tune writes on this machine, and then to the storage."""
-    text = Path(trial.error_file).read_text() if trial.error_file else "an unknown error"
+    """Returns the last line of the error file that Tune writes on this machine."""
+    text = Path(trial.error_file).read_text() if trial.error_file else "unknown error"
     last = text.rpartition("Failure # ")[2].strip()
-    # The second where Ray does not learn within a second that it died, or does not reach its host.
-    gone = any(said in last for said in ("The actor died", "ActorUnavailableError"))
-    return "its process ended" if gone else last.splitlines()[-1]
+    # The second if Ray does not notice the death within a second, or cannot reach the host.
+    died = any(message in last for message in ("The actor died", "ActorUnavailableError"))
+    return "its process died" if died else last.splitlines()[-1]

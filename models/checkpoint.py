@@ -1,8 +1,8 @@
-"""Checkpoints that say of themselves whether they are whole, and the newest whole one of a run.
+"""Checkpoints that carry their own checksum, and the latest valid one of a run.
 
 A checkpoint is a folder of two files: state.pt, which torch loads with weights_only=True, and
 checkpoint.json, which holds the epoch, the history (one row of metrics per epoch) and the SHA-256
-of state.pt. Whoever copies such a folder may be killed half-way: the checksum shows it.
+of state.pt. If a copy of the folder is interrupted, the checksum reveals it.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ Row = dict[str, Any]
 @dataclass(frozen=True)
 class Checkpoint:
     name: str
-    history: list[Row]  # one row for each epoch that is done
+    history: list[Row]  # one row of metrics for each completed epoch
     state: dict[str, Any]
 
     @property
@@ -30,7 +30,7 @@ class Checkpoint:
 
 
 def save(folder: str | Path, state: dict[str, Any], history: list[Row]) -> None:
-    """Writes a checkpoint's two files into `folder`, which exists."""
+    """Writes the two files of a checkpoint into `folder`, which exists."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     Path(folder, "state.pt").write_bytes(buffer.getbuffer())
@@ -42,23 +42,26 @@ def save(folder: str | Path, state: dict[str, Any], history: list[Row]) -> None:
     Path(folder, "checkpoint.json").write_text(json.dumps(summary))
 
 
-def newest(
+def load_latest(
     names: Iterable[str], read: Callable[[str], bytes], device: torch.device | str = "cpu"
 ) -> tuple[Checkpoint | None, list[str]]:
-    """Returns the whole checkpoint of the latest epoch, and the names of damaged ones passed over.
+    """Loads the valid checkpoint with the most epochs.
 
     Args:
-        names: the folders of a run's checkpoints, in any order. A folder's number says nothing of
-            its epoch: a run that was restored counts on from the last checkpoint that it knew.
-        read: returns the bytes of the file at `name/file`, and raises OSError where there is none.
+        names: the checkpoint folders of a run, in any order. A folder's number says nothing about
+            its epoch: a resumed run may number its checkpoints from any number.
+        read: returns the bytes of the file at `name/file`; raises OSError if there is none.
+
+    Returns:
+        The checkpoint, None if there is no valid one; and the names of corrupt checkpoints.
     """
-    summaries, damaged = [], []
+    summaries, corrupt = [], []
     for name in names:
         try:
             summary = json.loads(read(f"{name}/checkpoint.json"))
             summaries.append((len(summary["history"]), summary["sha256"], name, summary))
         except (OSError, ValueError, KeyError, TypeError):
-            damaged.append(name)
+            corrupt.append(name)
     for _, sha256, name, summary in sorted(summaries, key=lambda item: item[0], reverse=True):
         try:
             content = read(f"{name}/state.pt")
@@ -66,6 +69,6 @@ def newest(
             content = b""
         if hashlib.sha256(content).hexdigest() == sha256:
             state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-            return Checkpoint(name, summary["history"], state), damaged
-        damaged.append(name)
-    return None, damaged
+            return Checkpoint(name, summary["history"], state), corrupt
+        corrupt.append(name)
+    return None, corrupt

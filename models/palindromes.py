@@ -1,11 +1,11 @@
-"""Palindromes of decimal digits: read all but the last digit, predict the last, which is the first.
+"""The palindrome task: read all but the last digit, predict the last, which equals the first.
 
-    data = palindromes(seed=0, length=20, samples=100_000)
+    data = palindromes(seed=0, length=20, num_sequences=100_000)
     data.train.digits   # (80000, 20), the digits that a network reads
-    data.train.targets  # (80000,), the palindrome's last digit
+    data.train.targets  # (80000,), the last digit of each palindrome
 
-`length` is the number of digits that the network reads (section 1.2 of the report); the palindrome
-has one more. To predict its last digit is to remember the first one for `length` steps.
+`length` is the number of digits that the network reads (the report, section 1.2); the palindrome
+has one more. To predict its last digit, the network must remember the first one for `length` steps.
 """
 
 from dataclasses import dataclass
@@ -13,25 +13,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.randomness import generator
+from models.rng import make_rng
 
-# The checksum of a palindrome's free digits takes ten values, each for a tenth of all palindromes
-# of each label; two of the ten are the validation part's.
+# The free digits of a palindrome (its first half) have a sum modulo 10, its checksum. Each of the
+# ten checksums occurs in a tenth of the palindromes of each label; two of them are for validation.
 VALIDATION_CHECKSUMS = 2
 
-FEWEST = 50  # samples with which each label is once in each part
+MIN_SAMPLES = 50  # the smallest number with which each label occurs in each split
 
 
 @dataclass(frozen=True)
 class Sequences:
-    digits: Tensor  # (samples, length) uint8
-    targets: Tensor  # (samples,) int64
+    digits: Tensor  # (num_sequences, length) uint8
+    targets: Tensor  # (num_sequences,) int64
 
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, some: slice) -> "Sequences":
-        return Sequences(self.digits[some], self.targets[some])
+    def __getitem__(self, rows: slice) -> "Sequences":
+        return Sequences(self.digits[rows], self.targets[rows])
 
     def to(self, device: torch.device | str) -> "Sequences":
         return Sequences(self.digits.to(device), self.targets.to(device))
@@ -43,47 +43,46 @@ class Palindromes:
     validation: Sequences
 
 
-def training_samples(samples: int) -> int:
-    """Returns how many of so many palindromes are for training."""
-    return samples * 4 // 5
+def num_train(num_sequences: int) -> int:
+    """Returns the size of the training split: 80 % of the sequences."""
+    return num_sequences * 4 // 5
 
 
-def palindromes(seed: int, length: int, samples: int) -> Palindromes:
-    """Draws `samples` palindromes, 80 % of them for training, with balanced labels.
+def palindromes(seed: int, length: int, num_sequences: int) -> Palindromes:
+    """Samples palindromes with balanced labels, 80 % of them for training.
 
-    No palindrome of the validation part stands in the training part: the sum of the free digits
-    (the first half) modulo ten says which part a palindrome belongs to, and the seed says which
-    sums are held out. The last free digit is chosen to make the sum, so nothing is drawn twice,
-    compared or thrown away. Where fewer different palindromes exist than samples, they repeat, so
-    that an epoch has as many steps at every length.
+    The splits share no palindrome: the checksum of a palindrome's free digits decides its split,
+    and the seed decides which checksums are held out. The last free digit is chosen to give the
+    checksum, so nothing is sampled twice, compared or rejected. Where fewer palindromes exist than
+    are requested, they repeat, so that an epoch has the same number of steps at every length.
 
     Raises:
-        ValueError: `length` is under 2 (at 1 there is a single palindrome for each label, which
-            cannot be in both parts) or there are fewer than FEWEST samples.
+        ValueError: `length` is below 2 (at 1 there is a single palindrome for each label, which
+            cannot be in both splits), or there are fewer than MIN_SAMPLES sequences.
     """
     if length < 2:
-        raise ValueError(f"length {length}: a palindrome to learn from needs a length of 2 or more")
-    train = training_samples(samples)
-    if samples < FEWEST:
-        raise ValueError(f"{samples} samples: {FEWEST} or more are needed")
-    checksums = torch.randperm(10, generator=generator(seed, "split", length)).to(torch.uint8)
+        raise ValueError(f"length {length}: must be at least 2")
+    if num_sequences < MIN_SAMPLES:
+        raise ValueError(f"num_sequences {num_sequences}: must be at least {MIN_SAMPLES}")
+    train = num_train(num_sequences)
+    checksums = torch.randperm(10, generator=make_rng(seed, "split", length)).to(torch.uint8)
     return Palindromes(
-        train=_draw(seed, "train", length, train, checksums[VALIDATION_CHECKSUMS:]),
-        validation=_draw(
-            seed, "validation", length, samples - train, checksums[:VALIDATION_CHECKSUMS]
+        train=_sample(seed, "train", length, train, checksums[VALIDATION_CHECKSUMS:]),
+        validation=_sample(
+            seed, "validation", length, num_sequences - train, checksums[:VALIDATION_CHECKSUMS]
         ),
     )
 
 
-def _draw(seed: int, part: str, length: int, samples: int, checksums: Tensor) -> Sequences:
-    """Draws `samples` palindromes the sum of whose free digits is, modulo ten, in `checksums`."""
-    random = generator(seed, part, length)
-    free = length // 2 + 1  # of length + 1 digits, the first half with the middle one
-    half = torch.randint(10, (free, samples), generator=random, dtype=torch.uint8)
-    half[0] = (torch.randperm(samples, generator=random) % 10).to(torch.uint8)  # balanced labels
-    checksum = checksums[torch.randint(len(checksums), (samples,), generator=random)]
+def _sample(seed: int, split: str, length: int, count: int, checksums: Tensor) -> Sequences:
+    """Samples `count` palindromes whose checksum is one of `checksums`."""
+    rng = make_rng(seed, split, length)
+    free = length // 2 + 1  # of length + 1 digits, the first half including the middle one
+    half = torch.randint(10, (free, count), generator=rng, dtype=torch.uint8)
+    half[0] = (torch.randperm(count, generator=rng) % 10).to(torch.uint8)  # balanced labels
+    checksum = checksums[torch.randint(len(checksums), (count,), generator=rng)]
     others = half[:-1].sum(0, dtype=torch.int64)
     half[-1] = ((checksum - others) % 10).to(torch.uint8)
     mirrored = half[1 : length + 1 - free].flip(0)
-    digits = torch.cat([half, mirrored]).T.contiguous()  # (samples, length): all but the last digit
+    digits = torch.cat([half, mirrored]).T.contiguous()  # (count, length): all but the last digit
     return Sequences(digits, half[0].long())

@@ -1,77 +1,142 @@
-"""The LSTM and the vanilla RNN of the report (section 1.1), their starts, an epoch of training.
+"""Recurrent cells (LSTM, RNN, GRU), their initializations, and one epoch of training.
 
-    network = build("lstm", hidden=128, start="uniform", seed=0, length=20)
+    network = build("lstm", hidden_size=128, init="uniform", seed=0, length=20)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.001, fused=True)
-    loss = train_epoch(network, optimizer, data.train, order, batch_size=128)
+    loss = train_epoch(network, optimizer, data.train, perm, batch_size=128)
     loss, accuracy = evaluate(network, data.validation)
 
-Each cell stands here twice, over the same parameters: written out as its equations, to read and to
-test against, and as torch's native kernel (oneDNN on a CPU, cuDNN on a GPU), to train with.
-A new cell is a class like the two below, and a line in CELLS.
+Each cell is here twice, over the same parameters: unrolled as its equations, to read and to test
+against, and as torch's native kernel (oneDNN on a CPU, cuDNN on a GPU), to train with.
+
+A new cell is one class like those below: decorated with @register("name"), with torch's class in
+`rnn_class`, its initializations in `initializers`, and its equations in `unroll`.
 """
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.palindromes import Sequences
-from models.randomness import generator
+from models.rng import make_rng
 
-DIGITS = 10  # d_out of the report
-MEAN, DEVIATION = 4.5, math.sqrt(8.25)  # of a digit that is any of the ten, equally often
-HELD = 0.999  # validation accuracy of the epochs that `hold` counts
+NUM_CLASSES = 10  # d_out of the report
+DIGIT_MEAN, DIGIT_STD = 4.5, math.sqrt(8.25)  # of a digit that is uniform on 0 ... 9
+SOLVED_ACCURACY = 0.999  # validation accuracy from which on an epoch counts as solved
 
-# How a network reads a digit: as the number that it is (d_in = 1, the report's), as that number
-# less its mean, over its standard deviation, or as ten numbers of which one is 1.
-INPUTS = ("digit", "standard", "one-hot")
+# raw: the digit as one number (d_in = 1, as in the report). standardized: that number minus
+# DIGIT_MEAN, divided by DIGIT_STD. one-hot: ten numbers, one of which is 1.
+InputEncoding = Literal["raw", "standardized", "one-hot"]
+INPUT_ENCODINGS = get_args(InputEncoding)
+
+
+class CellParameters(NamedTuple):
+    """The parameters of a cell as torch has them: those of its gates are stacked."""
+
+    weight_ih: Tensor  # (gates * hidden_size, d_in)
+    weight_hh: Tensor  # (gates * hidden_size, hidden_size)
+    bias_ih: Tensor  # (gates * hidden_size,)
+    bias_hh: Tensor  # (gates * hidden_size,), which torch adds to bias_ih
+
+    @property
+    def hidden_size(self) -> int:
+        return self.weight_hh.shape[1]
+
+
+# Modifies a cell whose parameters are already sampled uniformly: (cell, length, rng).
+Initializer = Callable[[CellParameters, int, torch.Generator], None]
+
+
+def uniform(cell: CellParameters, length: int, rng: torch.Generator) -> None:
+    """Every parameter from U(-1/sqrt(hidden_size), 1/sqrt(hidden_size)), PyTorch's default."""
+
+
+def orthogonal(cell: CellParameters, length: int, rng: torch.Generator) -> None:
+    """As uniform, with orthogonal recurrent matrices (Saxe et al. 2014, Le et al. 2015).
+
+    Initially neither the hidden state nor its gradient grows or vanishes in the linear regime.
+    """
+    for matrix in cell.weight_hh.split(cell.hidden_size):  # one for each gate
+        matrix.copy_(nn.init.orthogonal_(torch.empty(matrix.shape), generator=rng))
+
+
+def identity(cell: CellParameters, length: int, rng: torch.Generator) -> None:
+    """As uniform, with an identity recurrent matrix and b_h = 0 (Le et al. 2015, with ReLU)."""
+    nn.init.eye_(cell.weight_hh)
+    nn.init.zeros_(cell.bias_ih)
+    nn.init.zeros_(cell.bias_hh)
+
+
+def lstm_forget_bias(cell: CellParameters, length: int, rng: torch.Generator) -> None:
+    """As uniform, with b_f = 1 (Gers et al. 2000, Jozefowicz et al. 2015)."""
+    forget_gate = slice(cell.hidden_size, 2 * cell.hidden_size)
+    cell.bias_ih[forget_gate] = 1
+    cell.bias_hh[forget_gate] = 0
+
+
+def lstm_chrono(cell: CellParameters, length: int, rng: torch.Generator) -> None:
+    """As uniform, with b_f ~ log U(1, length - 1), b_i = -b_f (Tallec & Ollivier 2018, eq. 16).
+
+    The time scales of the memory cells are then spread up to `length`.
+    """
+    time_scales = torch.empty(cell.hidden_size).uniform_(1, max(length - 1, 1), generator=rng)
+    b_i, b_f, *_ = cell.bias_ih.chunk(4)
+    b_f.copy_(time_scales.log())
+    b_i.copy_(-b_f)
+    cell.bias_hh[: 2 * cell.hidden_size] = 0
 
 
 class RecurrentNetwork(nn.Module):
-    """A cell that reads one digit a step, and a prediction layer on its last hidden state.
+    """A cell that reads one digit per step, and a linear head on its last hidden state.
 
-    A subclass sets `recurrent`, torch's native cell, and writes the same cell out in `equations`.
+    A subclass names torch's native cell in `rnn_class` and its initializations in `initializers`,
+    and writes the same cell as equations in `unroll`.
     """
 
-    starts: tuple[str, ...] = ("uniform", "orthogonal")
-    native: type[nn.RNNBase]  # torch's class of the cell
+    rnn_class: ClassVar[type[nn.LSTM | nn.RNN | nn.GRU]]
+    initializers: ClassVar[dict[str, Initializer]] = {"uniform": uniform, "orthogonal": orthogonal}
 
-    def __init__(self, hidden: int = 128, inputs: str = "digit"):
+    def __init__(self, hidden_size: int = 128, input_encoding: str = "raw"):
         super().__init__()
-        self.inputs = inputs
-        self.prediction = nn.Linear(hidden, DIGITS)  # W_ph, b_p
-        self.recurrent = self.native(DIGITS if inputs == "one-hot" else 1, hidden)
+        self.input_encoding = input_encoding
+        # Parameters are sampled in the order of registration: the head comes first.
+        self.head = nn.Linear(hidden_size, NUM_CLASSES)  # W_ph, b_p
+        self.rnn = self.rnn_class(NUM_CLASSES if input_encoding == "one-hot" else 1, hidden_size)
 
-    def forward(self, digits: Tensor, written_out: bool = False) -> Tensor:
-        """Returns p, the logits of the last digit; y~ = softmax(p) are its probabilities.
+    @property
+    def cell(self) -> CellParameters:
+        return CellParameters(*self.rnn.parameters())
+
+    def forward(self, digits: Tensor, reference: bool = False) -> Tensor:
+        """Returns the logits of the last digit (p in the report; y~ = softmax(p)).
 
         Args:
             digits: (batch, length)
-            written_out: compute by the equations, one step at a time, not by the native kernel.
+            reference: compute by the equations, one step at a time, not by the native kernel.
 
         Returns:
             (batch, 10)
         """
-        x = self.read(digits)
-        if written_out:
-            *_, last = self.equations(x)
-            return self.prediction(last["h"])
-        outputs, _ = self.recurrent(x)  # (length, batch, hidden)
-        return self.prediction(outputs[-1])
+        x = self.encode(digits)  # (length, batch, d_in)
+        if reference:
+            *_, last = self.unroll(x)
+            return self.head(last["h"])
+        outputs, _ = self.rnn(x)  # (length, batch, hidden_size)
+        return self.head(outputs[-1])
 
-    def read(self, digits: Tensor) -> Tensor:
-        """Returns digits (batch, length) as the cell reads them, (length, batch, d_in)."""
-        dtype = self.prediction.weight.dtype
-        if self.inputs == "one-hot":
-            return F.one_hot(digits.T.long(), DIGITS).to(dtype)
+    def encode(self, digits: Tensor) -> Tensor:
+        """Encodes digits for the cell: (batch, length) -> (length, batch, d_in)."""
+        dtype = self.head.weight.dtype
+        if self.input_encoding == "one-hot":
+            return F.one_hot(digits.T.long(), NUM_CLASSES).to(dtype)
         x = digits.T.unsqueeze(2).to(dtype)
-        return (x - MEAN) / DEVIATION if self.inputs == "standard" else x
+        return (x - DIGIT_MEAN) / DIGIT_STD if self.input_encoding == "standardized" else x
 
-    def equations(self, x: Tensor) -> Iterator[dict[str, Tensor]]:
-        """Yields the cell's state, by the report's symbols, at the start and after each step.
+    def unroll(self, x: Tensor) -> Iterator[dict[str, Tensor]]:
+        """Yields the state by the report's symbols: the initial one, then after each step.
 
         Args:
             x: (length, batch, d_in)
@@ -79,20 +144,37 @@ class RecurrentNetwork(nn.Module):
         raise NotImplementedError
 
 
+CELLS: dict[str, type[RecurrentNetwork]] = {}
+
+
+def register(name: str) -> Callable[[type[RecurrentNetwork]], type[RecurrentNetwork]]:
+    """Adds a cell to CELLS: to the flag --cells, the tests and the figures."""
+
+    def add(cell: type[RecurrentNetwork]) -> type[RecurrentNetwork]:
+        CELLS[name] = cell
+        return cell
+
+    return add
+
+
+@register("lstm")
 class LSTM(RecurrentNetwork):
-    """Long short-term memory (Hochreiter & Schmidhuber 1997, with the forget gate of Gers 2000)."""
+    """Long short-term memory (Hochreiter & Schmidhuber 1997; forget gate: Gers et al. 2000)."""
 
-    starts = ("uniform", "orthogonal", "forget", "chrono")
-    native = nn.LSTM
+    rnn_class = nn.LSTM
+    initializers: ClassVar = {
+        **RecurrentNetwork.initializers,
+        "forget_bias": lstm_forget_bias,
+        "chrono": lstm_chrono,
+    }
 
-    def equations(self, x: Tensor) -> Iterator[dict[str, Tensor]]:
-        cell = self.recurrent
-        # torch keeps the four gates' parameters one below the other, in the order i, f, g, o.
-        W_ix, W_fx, W_gx, W_ox = cell.weight_ih_l0.chunk(4)  # each (hidden, d_in)
-        W_ih, W_fh, W_gh, W_oh = cell.weight_hh_l0.chunk(4)  # each (hidden, hidden)
-        b_i, b_f, b_g, b_o = (cell.bias_ih_l0 + cell.bias_hh_l0).chunk(4)  # each (hidden,)
+    def unroll(self, x: Tensor) -> Iterator[dict[str, Tensor]]:
+        cell = self.cell  # torch's order of the gates is i, f, g, o
+        W_ix, W_fx, W_gx, W_ox = cell.weight_ih.chunk(4)  # each (hidden_size, d_in)
+        W_ih, W_fh, W_gh, W_oh = cell.weight_hh.chunk(4)  # each (hidden_size, hidden_size)
+        b_i, b_f, b_g, b_o = (cell.bias_ih + cell.bias_hh).chunk(4)  # each (hidden_size,)
 
-        h, c = (x.new_zeros(x.shape[1], cell.hidden_size) for _ in range(2))  # (batch, hidden)
+        h, c = (x.new_zeros(x.shape[1], cell.hidden_size) for _ in range(2))  # (batch, hidden_size)
         yield {"h": h, "c": c}
         for x_t in x:  # (batch, d_in)
             g = torch.tanh(x_t @ W_gx.T + h @ W_gh.T + b_g)
@@ -104,126 +186,144 @@ class LSTM(RecurrentNetwork):
             yield {"h": h, "c": c, "f": f}
 
 
+@register("rnn")
 class RNN(RecurrentNetwork):
     """The vanilla recurrent network (Elman 1990)."""
 
-    starts = ("uniform", "orthogonal", "identity")
-    native = nn.RNN
+    rnn_class = nn.RNN
+    initializers: ClassVar = {**RecurrentNetwork.initializers, "identity": identity}
 
-    def equations(self, x: Tensor) -> Iterator[dict[str, Tensor]]:
-        cell = self.recurrent
-        W_hx, W_hh = cell.weight_ih_l0, cell.weight_hh_l0  # (hidden, d_in), (hidden, hidden)
-        b_h = cell.bias_ih_l0 + cell.bias_hh_l0  # (hidden,)
+    def unroll(self, x: Tensor) -> Iterator[dict[str, Tensor]]:
+        cell = self.cell
+        W_hx, W_hh = cell.weight_ih, cell.weight_hh  # (hidden_size, d_in), (…, hidden_size)
+        b_h = cell.bias_ih + cell.bias_hh  # (hidden_size,)
 
-        h = x.new_zeros(x.shape[1], cell.hidden_size)  # (batch, hidden)
+        h = x.new_zeros(x.shape[1], cell.hidden_size)  # (batch, hidden_size)
         yield {"h": h}
         for x_t in x:  # (batch, d_in)
             h = torch.tanh(x_t @ W_hx.T + h @ W_hh.T + b_h)
             yield {"h": h}
 
 
-CELLS: dict[str, type[RecurrentNetwork]] = {"lstm": LSTM, "rnn": RNN}
+@register("gru")
+class GRU(RecurrentNetwork):
+    """Gated recurrent unit (Cho et al. 2014).
+
+    In PyTorch's variant, which applies the reset gate after the recurrent product.
+    """
+
+    rnn_class = nn.GRU
+
+    def unroll(self, x: Tensor) -> Iterator[dict[str, Tensor]]:
+        cell = self.cell  # torch's order of the gates is r, z, n
+        W_rx, W_zx, W_nx = cell.weight_ih.chunk(3)  # each (hidden_size, d_in)
+        W_rh, W_zh, W_nh = cell.weight_hh.chunk(3)  # each (hidden_size, hidden_size)
+        b_rx, b_zx, b_nx = cell.bias_ih.chunk(3)  # each (hidden_size,)
+        b_rh, b_zh, b_nh = cell.bias_hh.chunk(3)
+
+        h = x.new_zeros(x.shape[1], cell.hidden_size)  # (batch, hidden_size)
+        yield {"h": h}
+        for x_t in x:  # (batch, d_in)
+            r = torch.sigmoid(x_t @ W_rx.T + b_rx + h @ W_rh.T + b_rh)
+            z = torch.sigmoid(x_t @ W_zx.T + b_zx + h @ W_zh.T + b_zh)
+            n = torch.tanh(x_t @ W_nx.T + b_nx + r * (h @ W_nh.T + b_nh))
+            h = (1 - z) * n + z * h
+            yield {"h": h}
+
+
+INIT_NAMES = tuple(dict.fromkeys(name for cell in CELLS.values() for name in cell.initializers))
+
+
+def check_init(cell: str, init: str) -> None:
+    """Raises ValueError if the cell is unknown or does not have that initialization."""
+    if cell not in CELLS:
+        raise ValueError(f"unknown cell {cell!r}: choose from {', '.join(CELLS)}")
+    names = CELLS[cell].initializers
+    if init not in names:
+        raise ValueError(f"unknown init {init!r} of the {cell}: choose from {', '.join(names)}")
 
 
 def build(
-    cell: str, hidden: int, start: str, seed: int, length: int, inputs: str = "digit"
+    cell: str, hidden_size: int, init: str, seed: int, length: int, input_encoding: str = "raw"
 ) -> RecurrentNetwork:
-    """Returns a network whose parameters are drawn from `seed`.
+    """Returns a network whose parameters are sampled with `seed`.
 
-    Starts:
-        uniform: every parameter from U(-1/sqrt(hidden), 1/sqrt(hidden)), PyTorch's default.
-        orthogonal: as uniform, but each recurrent matrix is orthogonal, so that at first neither
-            the hidden state nor its gradient grows or dies (Saxe et al. 2014, Le et al. 2015).
-        identity: as uniform, but the recurrent matrix is the identity and b_h is zero, after Le et
-            al. (2015), who have it with rectified linear units. RNN only.
-        forget: as uniform, but b_f = 1, the forget gates are open (Gers et al. 2000, Jozefowicz et
-            al. 2015). LSTM only.
-        chrono: as uniform, but b_f ~ log U(1, length - 1) and b_i = -b_f, so that the memory cells
-            start with time scales up to `length` (Tallec & Ollivier 2018, equation 16). LSTM only.
+    Args:
+        cell: a key of CELLS.
+        init: a key of the cell's `initializers`, whose docstrings say what each one is.
+        length: sequence length, which chrono initialization depends on.
+        input_encoding: one of INPUT_ENCODINGS.
 
     Raises:
-        ValueError: the cell is unknown or does not have that start, or the inputs are unknown.
+        ValueError: the cell, the initialization or the input encoding is unknown.
     """
-    if cell not in CELLS:
-        raise ValueError(f"cell {cell!r} is unknown: it is one of {', '.join(CELLS)}")
-    if start not in CELLS[cell].starts:
-        raise ValueError(f"the {cell} has no start {start!r}: {', '.join(CELLS[cell].starts)}")
-    if inputs not in INPUTS:
-        raise ValueError(f"inputs {inputs!r} are unknown: {', '.join(INPUTS)}")
-    network = CELLS[cell](hidden, inputs)
-    random = generator(seed, "start", cell)
-    bound = 1 / math.sqrt(hidden)
+    check_init(cell, init)
+    if input_encoding not in INPUT_ENCODINGS:
+        choices = ", ".join(INPUT_ENCODINGS)
+        raise ValueError(f"unknown input encoding {input_encoding!r}: choose from {choices}")
+    network = CELLS[cell](hidden_size, input_encoding)
+    rng = make_rng(seed, "start", cell)
+    bound = 1 / math.sqrt(hidden_size)
     for parameter in network.parameters():
-        nn.init.uniform_(parameter, -bound, bound, generator=random)
+        nn.init.uniform_(parameter, -bound, bound, generator=rng)
     with torch.no_grad():
-        if start == "orthogonal":
-            for matrix in network.recurrent.weight_hh_l0.split(hidden):  # one for each gate
-                matrix.copy_(nn.init.orthogonal_(torch.empty(hidden, hidden), generator=random))
-        # torch adds up two biases: the one holds the value, the other's part is zero.
-        biases, others = network.recurrent.bias_ih_l0, network.recurrent.bias_hh_l0
-        if start == "identity":
-            nn.init.eye_(network.recurrent.weight_hh_l0)
-            biases.zero_()
-            others.zero_()
-        if start == "forget":
-            biases[hidden : 2 * hidden] = 1
-            others[hidden : 2 * hidden] = 0
-        if start == "chrono":
-            time_scales = torch.empty(hidden).uniform_(1, max(length - 1, 1), generator=random)
-            b_i, b_f, *_ = biases.chunk(4)
-            b_f.copy_(time_scales.log())
-            b_i.copy_(-b_f)
-            others[: 2 * hidden] = 0
+        network.initializers[init](network.cell, length, rng)
     return network
 
 
-def learning_rate(step: int, steps: int, warmup: int, decay: str) -> float:
-    """Returns the share of the learning rate at a step, from 0 on, of a training of `steps`.
+def lr_multiplier(step: int, total_steps: int, warmup_steps: int, lr_schedule: str) -> float:
+    """Returns the factor of the learning rate at a step, counted from 0.
 
     Args:
-        warmup: steps in which it rises evenly from nothing.
-        decay: cosine, half of its wave from 1 to 0 (Loshchilov & Hutter 2017), or none.
+        total_steps: number of training steps.
+        warmup_steps: steps of linear warmup from 0.
+        lr_schedule: cosine, half a wave from 1 to 0 (Loshchilov & Hutter 2017), or constant.
     """
-    rising = min(1.0, (step + 1) / warmup) if warmup else 1.0
-    return rising * (0.5 * (1 + math.cos(math.pi * step / steps)) if decay == "cosine" else 1.0)
+    warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    if lr_schedule == "cosine":
+        return warmup * 0.5 * (1 + math.cos(math.pi * step / total_steps))
+    return warmup
 
 
-def has_ended(history: list[dict[str, Any]], epochs: int, hold: int | None) -> bool:
-    """Returns whether a training is over: after `epochs`, or after `hold` of them at 99.9 %.
+def should_stop(history: list[dict[str, Any]], epochs: int, solved_epochs: int | None) -> bool:
+    """Returns whether training is over: after `epochs`, or by early stopping.
 
     Args:
-        history: a row for each epoch that is done, with its val_accuracy.
+        history: one row of metrics for each completed epoch, with its val_accuracy.
+        solved_epochs: stop after this many epochs in a row at SOLVED_ACCURACY, or None: never.
     """
-    held = hold is not None and len(history) >= hold
-    solved = held and all(row["val_accuracy"] >= HELD for row in history[-hold:])
-    return len(history) >= epochs or solved
+    if len(history) >= epochs:
+        return True
+    if solved_epochs is None or len(history) < solved_epochs:
+        return False
+    return all(row["val_accuracy"] >= SOLVED_ACCURACY for row in history[-solved_epochs:])
 
 
 def train_epoch(
     network: RecurrentNetwork,
     optimizer: torch.optim.Optimizer,
     data: Sequences,
-    order: Tensor,
+    perm: Tensor,
     batch_size: int,
-    clip: float | None = None,
+    grad_clip: float | None = None,
     after_step: Callable[[int], None] = lambda step: None,
 ) -> float:
-    """Trains on `data` once, in `order`, and returns the mean cross entropy (nats) over the epoch.
+    """Trains for one epoch and returns its mean cross entropy (nats).
 
     Args:
-        order: (samples,) the order of the sequences; those that fill no batch are left out.
-        clip: the gradient's largest norm, or None for any.
-        after_step: called with the number of steps done in this epoch, after each.
+        perm: (num_sequences,) the order of the sequences; an incomplete last batch is dropped.
+        grad_clip: maximum norm of the gradient, or None.
+        after_step: called after each step with the number of steps of this epoch so far.
     """
     network.train()
-    steps = len(order) // batch_size
-    total = torch.zeros((), device=order.device)
-    for step, batch in enumerate(order[: steps * batch_size].view(steps, batch_size), start=1):
+    steps = len(perm) // batch_size
+    total = torch.zeros((), device=perm.device)
+    for step, batch in enumerate(perm[: steps * batch_size].view(steps, batch_size), start=1):
         loss = F.cross_entropy(network(data.digits[batch]), data.targets[batch])
         optimizer.zero_grad()
         loss.backward()
-        if clip is not None:
-            nn.utils.clip_grad_norm_(network.parameters(), clip)
+        if grad_clip is not None:
+            nn.utils.clip_grad_norm_(network.parameters(), grad_clip)
         optimizer.step()
         total += loss.detach()  # read once an epoch: reading a GPU's number waits for the GPU
         after_step(step)
@@ -232,20 +332,19 @@ def train_epoch(
 
 @torch.inference_mode()
 def predict(network: RecurrentNetwork, data: Sequences, batch_size: int = 500) -> Tensor:
-    """Returns the logits of every sequence of `data`, (samples, 10).
+    """Returns the logits of every sequence, (num_sequences, 10).
 
-    The network is left in the mode that it was in: in evaluation mode, cuDNN takes no gradient, and
-    this may be called in the middle of an epoch.
+    Restores the training mode: in evaluation mode, cuDNN computes no gradients afterwards.
     """
     training = network.training
     network.eval()
-    p = torch.cat([network(digits) for digits in data.digits.split(batch_size)])
+    logits = torch.cat([network(digits) for digits in data.digits.split(batch_size)])
     network.train(training)
-    return p
+    return logits
 
 
 def evaluate(network: RecurrentNetwork, data: Sequences) -> tuple[float, float]:
     """Returns the mean cross entropy (nats) and the accuracy (0 to 1) on `data`."""
-    p = predict(network, data)
-    accuracy = (p.argmax(1) == data.targets).double().mean()
-    return F.cross_entropy(p, data.targets).item(), accuracy.item()
+    logits = predict(network, data)
+    accuracy = (logits.argmax(1) == data.targets).double().mean()
+    return F.cross_entropy(logits, data.targets).item(), accuracy.item()

@@ -1,12 +1,13 @@
-"""Measures the GAN's training beside what it could be, in one run: `make bench`.
+"""Measures the speed of the GAN's training and prints Markdown tables.
 
-  python tests/bench_gan.py             three tables in Markdown
-  python tests/bench_gan.py workers     one of them
+  python tests/bench_gan.py             all three tables, as in `make bench`
+  python tests/bench_gan.py workers     one table
 
-Throughput is measured beside a script written the usual way, two workers of one
-thread beside one of two; overhead is what Ray Train, reports and checkpoints
-take of an epoch. Nothing else should run meanwhile: it takes about ten minutes
-on two cores.
+throughput: compared with a baseline script, written in the usual way
+workers:    two workers of one thread, compared with one worker of two threads
+overhead:   what Ray Train, reports and checkpoints add to an epoch
+
+Takes about ten minutes on two cores. Run nothing else at the same time.
 """
 
 import argparse
@@ -21,7 +22,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from scripts import run
 from torch import distributed as dist
 from torch import multiprocessing, nn
 from torch.utils.data import DataLoader
@@ -30,26 +30,30 @@ from torchvision.datasets import MNIST
 
 from analysis.results import read_trials
 from jobs.cluster import WORKER_ENVIRONMENT
-from models import digits, gan, parallel
+from models import distributed, gan, image_data
 
-# Each side is timed in slices, by turns, and its best slice counts: whatever else runs on
-# the host, beside this machine, only ever slows a slice down, by up to a half.
+REPO = Path(__file__).parent.parent
+
+# Each side is timed in windows, alternating with the other side, and its best window counts: other
+# load on the host only slows a window down, by up to a half.
 ROUNDS = 3
-SLICES = 4
-SLICE = 10_240  # images
-LATENT = 100
+WINDOWS = 4
+WINDOW_IMAGES = 10_240
+LATENT_DIM = 100
 BETAS = (0.5, 0.999)
+THROUGHPUT_BATCH_SIZE = 64
+WORKERS_BATCH_SIZE = 512
 
 
-def usual_networks() -> tuple[nn.Module, nn.Module]:
-    """The report's two networks as one writes them down first."""
+def baseline_networks() -> tuple[nn.Module, nn.Module]:
+    """Returns the report's two networks, written in the usual way."""
 
     def block(inputs: int, outputs: int, norm: bool) -> list[nn.Module]:
         layers = [nn.Linear(inputs, outputs)]
         return [*layers, *([nn.BatchNorm1d(outputs)] if norm else []), nn.LeakyReLU(0.2)]
 
     generator = nn.Sequential(
-        *block(LATENT, 128, False), *block(128, 256, True), *block(256, 512, True),
+        *block(LATENT_DIM, 128, False), *block(128, 256, True), *block(256, 512, True),
         *block(512, 1024, True), nn.Linear(1024, 784), nn.Tanh(),
     )  # fmt: skip
     discriminator = nn.Sequential(
@@ -58,27 +62,27 @@ def usual_networks() -> tuple[nn.Module, nn.Module]:
     return generator, discriminator
 
 
-def usual_images_per_second(batch_size: int) -> float:
-    """Trains the usual way, in this process with its default threads: the best slice."""
+def baseline_images_per_second(batch_size: int) -> float:
+    """Trains in the usual way, with torch's default threads; returns the best window's speed."""
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder, "MNIST", "raw")
         raw.mkdir(parents=True)
-        for packed in digits.MNIST.glob("*.gz"):
-            (raw / packed.stem).write_bytes(gzip.decompress(packed.read_bytes()))
+        for path in image_data.MNIST.glob("*.gz"):
+            (raw / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
         transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(0.5, 0.5)])
         loader = DataLoader(MNIST(folder, transform=transform), batch_size, shuffle=True)
-        generator, discriminator = usual_networks()
+        generator, discriminator = baseline_networks()
         criterion = nn.BCELoss()
         optimizer_g = torch.optim.Adam(generator.parameters(), lr=0.0002, betas=BETAS)
         optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=0.0002, betas=BETAS)
-        ends = []
+        times = []
         for step, (images, _) in enumerate(loader):
-            if step % (SLICE // batch_size) == 0:
-                ends.append(time.perf_counter())
-                if len(ends) > SLICES + 1:  # the first one is warm-up
+            if step % (WINDOW_IMAGES // batch_size) == 0:
+                times.append(time.perf_counter())
+                if len(times) > WINDOWS + 1:  # the first window is warmup
                     break
             real, ones = images.flatten(1), torch.ones(len(images), 1)
-            fake = generator(torch.randn(len(images), LATENT))
+            fake = generator(torch.randn(len(images), LATENT_DIM))
             loss_d = criterion(discriminator(real), ones)
             loss_d = loss_d + criterion(discriminator(fake.detach()), torch.zeros_like(ones))
             optimizer_d.zero_grad()
@@ -89,81 +93,89 @@ def usual_images_per_second(batch_size: int) -> float:
             loss_g.backward()
             optimizer_g.step()
             loss_d.item(), loss_g.item()
-        return SLICE / min(end - start for start, end in pairwise(ends[1:]))
+        return WINDOW_IMAGES / min(end - start for start, end in pairwise(times[1:]))
 
 
-def images_per_second(batch_size: int) -> float:
-    """Trains as the job does, with whatever workers and threads there are: the best slice."""
-    trained = gan.GAN(LATENT, 0, 0.0002, BETAS)
-    images = digits.load().train.images[: SLICE // batch_size * batch_size]
-    gan.train_epoch(trained, images, 0, 0, batch_size)  # warm
+def suite_images_per_second(batch_size: int) -> float:
+    """Trains as the job does, with the current workers and threads; the best window's speed."""
+    model = gan.GAN(LATENT_DIM, 0, 0.0002, BETAS)
+    images = image_data.load().train.images[: WINDOW_IMAGES // batch_size * batch_size]
+    gan.train_epoch(model, images, 0, 0, batch_size)  # warmup
     best = 0.0
-    for epoch in range(1, SLICES + 1):
-        began = time.perf_counter()
-        gan.train_epoch(trained, images, 0, epoch, batch_size)
-        best = max(best, len(images) / (time.perf_counter() - began))
+    for epoch in range(1, WINDOWS + 1):
+        start = time.perf_counter()
+        gan.train_epoch(model, images, 0, epoch, batch_size)
+        best = max(best, len(images) / (time.perf_counter() - start))
     return best
 
 
 def throughput() -> None:
-    print("| batch | usual script (images/s) | this suite (images/s) | times as fast |")
+    print("| batch size | baseline script (images/s) | this suite (images/s) | speedup |")
     print("| --- | --- | --- | --- |")
-    rounds = [
-        [float(in_a_fresh_process(part)) for part in ("usual", "ours")] for _ in range(ROUNDS)
-    ]
-    usual, ours = map(max, zip(*rounds, strict=True))
-    print(f"| 64 | {usual:,.0f} | {ours:,.0f} | {ours / usual:.1f} |", flush=True)
-
-
-def as_one_of(rank: int, workers: int, threads: int, folder: str) -> None:
-    torch.set_num_threads(threads)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=workers
+    rounds = [[float(run_in_new_process(side)) for side in SIDES] for _ in range(ROUNDS)]
+    baseline, suite = map(max, zip(*rounds, strict=True))
+    speedup = suite / baseline
+    print(
+        f"| {THROUGHPUT_BATCH_SIZE} | {baseline:,.0f} | {suite:,.0f} | {speedup:.1f} |", flush=True
     )
-    parallel.settle_on_cores(rank, workers, threads)
-    found = images_per_second(512)
+
+
+def train_worker(rank: int, num_workers: int, num_threads: int, folder: str) -> None:
+    torch.set_num_threads(num_threads)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=num_workers
+    )
+    distributed.pin_threads_to_cores(rank, num_workers, num_threads)
+    speed = suite_images_per_second(WORKERS_BATCH_SIZE)
     if rank == 0:
-        Path(folder, "found").write_text(str(found))
+        Path(folder, "speed").write_text(str(speed))
     dist.barrier()
     dist.destroy_process_group()
 
 
-def images_per_second_of(workers: int, threads: int) -> float:
+def images_per_second_of_workers(num_workers: int, num_threads: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(as_one_of, (workers, threads, folder), nprocs=workers)
-        return float(Path(folder, "found").read_text())
+        multiprocessing.spawn(train_worker, (num_workers, num_threads, folder), nprocs=num_workers)
+        return float(Path(folder, "speed").read_text())
 
 
 def workers() -> None:
-    print("| batch | one worker, two threads | two workers, one thread each | share |")
+    print(
+        "| batch size | one worker, two threads (images/s) "
+        "| two workers, one thread each (images/s) | fraction |"
+    )
     print("| --- | --- | --- | --- |")
     os.environ.update(WORKER_ENVIRONMENT)
-    rounds = [[images_per_second_of(1, 2), images_per_second_of(2, 1)] for _ in range(ROUNDS)]
+    rounds = [
+        [images_per_second_of_workers(1, 2), images_per_second_of_workers(2, 1)]
+        for _ in range(ROUNDS)
+    ]
     one, two = map(max, zip(*rounds, strict=True))
-    print(f"| 512 | {one:,.0f} | {two:,.0f} | {two / one:.2f} |", flush=True)
+    print(f"| {WORKERS_BATCH_SIZE} | {one:,.0f} | {two:,.0f} | {two / one:.2f} |", flush=True)
 
 
 def overhead() -> None:
-    """Of the time from one epoch's end to the next one's, what is neither training nor quality."""
+    """Wall time from one epoch's end to the next, minus training; without quality evaluation."""
     with tempfile.TemporaryDirectory() as folder:
-        flags = ["--epochs", 7, "--keep-every", 1, "--quality-every", 7, "--storage", folder]
-        done = run("jobs/gan.py", *flags, "--name", "bench")
-        assert done.returncode == 0, done.stdout + done.stderr
+        flags = ["--epochs", 7, "--keep-every", 1, "--eval-every", 7]
+        command = [sys.executable, REPO / "jobs" / "gan.py", *flags]
+        command += ["--storage", folder, "--name", "bench"]
+        subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
         (trial,) = read_trials(f"{folder}/bench")
-    *rows, _ = trial.rows  # the quality is measured in the last one
-    trained = sum(row["train_seconds"] for row in rows[1:])
-    wall = rows[-1]["ended_at"] - rows[0]["ended_at"]
-    print("| epochs | training of each (s) | from end to end (s) | lost |")
+    *rows, _ = trial.rows  # the last epoch includes the evaluation
+    epochs = len(rows) - 1
+    training = sum(row["train_seconds"] for row in rows[1:])
+    wall = rows[-1]["epoch_end_time"] - rows[0]["epoch_end_time"]
+    print("| epochs | training per epoch (s) | wall time per epoch (s) | overhead |")
     print("| --- | --- | --- | --- |")
-    count = len(rows) - 1
-    lost = 1 - trained / wall
-    print(f"| {count} | {trained / count:.2f} | {wall / count:.2f} | {lost:.1%} |", flush=True)
+    times = f"{training / epochs:.2f} | {wall / epochs:.2f}"
+    print(f"| {epochs} | {times} | {1 - training / wall:.1%} |", flush=True)
 
 
-def in_a_fresh_process(part: str) -> str:
-    """Each side has the environment that it has in use: the usual script none of ours."""
-    environment = os.environ | (WORKER_ENVIRONMENT if part == "ours" else {})
-    command = [sys.executable, __file__, part]
+def run_in_new_process(side: str) -> str:
+    """Runs a side in its own environment: the baseline script has none of the jobs' variables."""
+    environment = os.environ | (WORKER_ENVIRONMENT if side == "suite" else {})
+    command = [sys.executable, __file__, side]
     return subprocess.run(
         command, env=environment, check=True, capture_output=True, text=True
     ).stdout
@@ -174,9 +186,9 @@ TABLES: dict[str, Callable[[], None]] = {
     "workers": workers,
     "overhead": overhead,
 }
-SIDES: dict[str, Callable[[], None]] = {  # of the first table, each in a process of its own
-    "usual": lambda: print(usual_images_per_second(64)),
-    "ours": lambda: print(images_per_second(64)),
+SIDES: dict[str, Callable[[], None]] = {  # of the first table; not in the help
+    "baseline": lambda: print(baseline_images_per_second(THROUGHPUT_BATCH_SIZE)),
+    "suite": lambda: print(suite_images_per_second(THROUGHPUT_BATCH_SIZE)),
 }
 
 
@@ -184,13 +196,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    words = ", ".join(TABLES)
-    parser.add_argument("part", nargs="?", choices=[*TABLES, *SIDES], metavar="PART", help=words)
-    part = parser.parse_args().part
-    if part in SIDES:
-        SIDES[part]()
+    parser.add_argument("table", nargs="?", metavar="TABLE", help=f"{', '.join(TABLES)} (all)")
+    table = parser.parse_args().table
+    if table in SIDES:
+        SIDES[table]()
         return
-    for name in [part] if part else TABLES:
+    if table and table not in TABLES:
+        parser.error(f"{table}: not one of {', '.join(TABLES)}")
+    for name in [table] if table else TABLES:
         print(f"\n{name}, {os.cpu_count()} cores\n", flush=True)
         TABLES[name]()
 

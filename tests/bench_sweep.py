@@ -1,13 +1,15 @@
-"""Measures the sweep beside what it could be, in one run: `make bench`.
+"""Measures the speed of the sweep and prints Markdown tables.
 
-  python tests/bench_sweep.py             four tables in Markdown
-  python tests/bench_sweep.py ceiling     one of them
+  python tests/bench_sweep.py             all four tables, as in `make bench`
+  python tests/bench_sweep.py ceiling     one table
 
-Throughput is measured beside a single process written the usual way, ceiling is
-a training step beside the machine's matrix product, vanishing a step whose
-gradients vanish with and without subnormal numbers, scheduling how much of the
-slots' time is training. Nothing else should run meanwhile: it takes about
-twelve minutes on two cores.
+throughput: compared with a baseline script, a single process that trains in
+            the usual way
+ceiling:    a training step, in GFLOP/s, compared with the matrix product alone
+vanishing:  a step with vanishing gradients, with denormals flushed to zero
+scheduling: the fraction of the slots' time that is spent in training
+
+Takes about twelve minutes on two cores. Run nothing else at the same time.
 """
 
 import argparse
@@ -28,41 +30,41 @@ from torch.utils.data import DataLoader, Dataset
 from analysis.results import Trial, read_trials
 from jobs import machine
 from jobs.cluster import WORKER_ENVIRONMENT
-from models.palindromes import palindromes
+from models.palindromes import num_train, palindromes
 from models.recurrent import build, train_epoch
 
-BATCH, HIDDEN = 128, 128
+BATCH_SIZE, HIDDEN_SIZE = 128, 128
 ROUNDS = 3
-TOP = Path(__file__).parent.parent
+REPO = Path(__file__).parent.parent
 
 
-class UsualDataset(Dataset):
-    """Palindromes made one by one as a DataLoader asks for them, as course templates have it."""
+class BaselineDataset(Dataset):
+    """Samples one palindrome at a time, when a DataLoader asks for it, as course templates do."""
 
-    def __init__(self, length: int, samples: int):
-        self.digits, self.samples = length + 1, samples
+    def __init__(self, length: int, num_sequences: int):
+        self.num_digits, self.num_sequences = length + 1, num_sequences
 
     def __len__(self) -> int:
-        return self.samples
+        return self.num_sequences
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        half = np.random.randint(0, 10, size=(self.digits + 1) // 2)
-        palindrome = np.concatenate([half, half[: self.digits // 2][::-1]])
+        half = np.random.randint(0, 10, size=(self.num_digits + 1) // 2)
+        palindrome = np.concatenate([half, half[: self.num_digits // 2][::-1]])
         return palindrome[:-1].astype(np.float32), int(palindrome[-1])
 
 
-class UsualLSTM(nn.Module):
-    """The report's equations as one writes them down first: eight Linears, a loop over steps."""
+class BaselineLSTM(nn.Module):
+    """The report's equations, written in the usual way: eight Linears, a loop over time steps."""
 
     def __init__(self):
         super().__init__()
-        self.gx, self.ix, self.fx, self.ox = (nn.Linear(1, HIDDEN) for _ in range(4))
-        self.gh, self.ih, self.fh, self.oh = (nn.Linear(HIDDEN, HIDDEN) for _ in range(4))
-        self.ph = nn.Linear(HIDDEN, 10)
+        self.gx, self.ix, self.fx, self.ox = (nn.Linear(1, HIDDEN_SIZE) for _ in range(4))
+        self.gh, self.ih, self.fh, self.oh = (nn.Linear(HIDDEN_SIZE, HIDDEN_SIZE) for _ in range(4))
+        self.ph = nn.Linear(HIDDEN_SIZE, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (batch, length)
-        h = torch.zeros(x.size(0), HIDDEN)
-        c = torch.zeros(x.size(0), HIDDEN)
+        h = torch.zeros(x.size(0), HIDDEN_SIZE)
+        c = torch.zeros(x.size(0), HIDDEN_SIZE)
         for t in range(x.size(1)):
             x_t = x[:, t : t + 1]
             g = torch.tanh(self.gx(x_t) + self.gh(h))
@@ -74,89 +76,91 @@ class UsualLSTM(nn.Module):
         return self.ph(h)
 
 
-def usual_sequences_per_second(length: int, seconds: float = 6) -> float:
-    """Trains the usual way, in this process with its default threads, for some seconds."""
-    loader = DataLoader(UsualDataset(length, 80_000), batch_size=BATCH, shuffle=True)
-    model, criterion = UsualLSTM(), nn.CrossEntropyLoss()
+def baseline_sequences_per_second(length: int, seconds: float = 6) -> float:
+    """Trains in the usual way for some seconds, with torch's default threads."""
+    loader = DataLoader(BaselineDataset(length, 80_000), batch_size=BATCH_SIZE, shuffle=True)
+    model, criterion = BaselineLSTM(), nn.CrossEntropyLoss()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
-    seen, began, total = 0, None, 0.0
+    sequences, start, total = 0, None, 0.0
     while True:
         for step, (x, y) in enumerate(loader):
-            if began is None and step == 5:  # warm
-                began = time.perf_counter()
+            if start is None and step == 5:  # after a warmup
+                start = time.perf_counter()
             optimizer.zero_grad()
             loss = criterion(model(x), y)
             loss.backward()
             optimizer.step()
             total += loss.item()
-            if began is not None:
-                seen += len(y)
-                if time.perf_counter() - began > seconds:
-                    return seen / (time.perf_counter() - began)
+            if start is not None:
+                sequences += len(y)
+                if time.perf_counter() - start > seconds:
+                    return sequences / (time.perf_counter() - start)
 
 
-def sweep(*flags: object) -> list[Trial]:
+def run_sweep(*flags: object) -> list[Trial]:
     """Runs jobs/sweep.py and returns its trials."""
     with tempfile.TemporaryDirectory() as storage:
-        place = ["--storage", storage, "--name", "bench"]
-        command = [sys.executable, TOP / "jobs" / "sweep.py", *flags, *place]
+        command = [sys.executable, REPO / "jobs" / "sweep.py", *flags]
+        command += ["--storage", storage, "--name", "bench"]
         subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
         return read_trials(f"{storage}/bench")
 
 
 def wall_seconds(trials: list[Trial]) -> float:
-    """Returns the time from the start of the first epoch of all to the end of the last."""
+    """Returns the time from the start of the first epoch of all trials to the end of the last."""
     rows = [row for trial in trials for row in trial.rows]
-    began = min(row["ended_at"] - row["epoch_seconds"] for row in rows)
-    return max(row["ended_at"] for row in rows) - began
+    start = min(row["epoch_end_time"] - row["epoch_seconds"] for row in rows)
+    return max(row["epoch_end_time"] for row in rows) - start
 
 
-def trained_sequences(trial: Trial) -> float:
-    return sum(row["sequences_per_second"] * row["train_seconds"] for row in trial.rows)
+def training_seconds(trial: Trial) -> float:
+    return sum(row["train_seconds"] for row in trial.rows)
 
 
 def throughput(slots: int) -> None:
-    """Both are measured in turns and the medians compared: the machine is not always the same.
+    """Prints medians of rounds in which both sides alternate: a machine's speed varies.
 
-    "With all else" counts what the sweep does between its epochs, too: it evaluates, writes a
-    checkpoint and reports. The usual way only trains.
+    "Including overhead" also counts the time of evaluation, checkpoints and reports. The baseline
+    script only trains.
     """
-    print("| length | usual, one process | sweep, all slots | with all else | times as fast |")
+    print(
+        "| length | baseline script, one process | sweep, all slots "
+        "| sweep, including overhead | speedup |"
+    )
     print("| --- | --- | --- | --- | --- |")
-    for length, samples in ((6, 100_000), (12, 50_000), (24, 25_000), (35, 20_000)):
+    for length, num_sequences in ((6, 100_000), (12, 50_000), (24, 25_000), (35, 20_000)):
         flags = ["--cells", "lstm", "--lengths", length, "--seeds", f"0-{slots - 1}"]
-        flags += ["--epochs", 3, "--samples", samples]
+        flags += ["--epochs", 3, "--num-sequences", num_sequences]
+        sequences = 3 * (num_train(num_sequences) // BATCH_SIZE * BATCH_SIZE)  # of each trial
         rounds = []
         for _ in range(ROUNDS):
-            usual = float(in_a_fresh_process(f"usual:{length}", dict(os.environ)))
-            trials = sweep(*flags)
-            trained = [sum(row["train_seconds"] for row in t.rows) for t in trials]
-            sequences = 3 * (samples * 4 // 5 // BATCH * BATCH)
-            ours = sum(sequences / seconds for seconds in trained)
-            whole = sum(sequences / wall_seconds([trial]) for trial in trials)
-            rounds.append((usual, ours, whole))
-        usual, ours, whole = map(median, zip(*rounds, strict=True))
-        rates = f"{usual:,.0f} | {ours:,.0f} | {whole:,.0f}"
-        print(f"| {length} | {rates} | {ours / usual:.1f} |", flush=True)
+            baseline = float(run_in_new_process("baseline", length, {}))
+            trials = run_sweep(*flags)
+            training = sum(sequences / training_seconds(trial) for trial in trials)
+            including = sum(sequences / wall_seconds([trial]) for trial in trials)
+            rounds.append((baseline, training, including))
+        baseline, training, including = map(median, zip(*rounds, strict=True))
+        speeds = f"{baseline:,.0f} | {training:,.0f} | {including:,.0f}"
+        print(f"| {length} | {speeds} | {training / baseline:.1f} |", flush=True)
 
 
 def best_rate(work: Callable[[], object], amount: float, repeats: int = 5) -> float:
-    """Returns `amount` per second of the fastest of some repetitions."""
+    """Returns `amount` per second of the fastest of several repetitions."""
     seconds = []
     for _ in range(repeats):
-        began = time.perf_counter()
+        start = time.perf_counter()
         work()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     return amount / min(seconds)
 
 
-def training_of(length: int, steps: int) -> Callable[[], float]:
-    """Returns what trains a new LSTM for so many steps."""
-    network = build("lstm", HIDDEN, "uniform", seed=0, length=length)
+def make_training(length: int, steps: int) -> Callable[[], float]:
+    """Returns a function that trains a new LSTM for a number of steps."""
+    network = build("lstm", HIDDEN_SIZE, "uniform", seed=0, length=length)
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
     data = palindromes(0, length, 20_000).train
-    order = torch.randperm(len(data))[: steps * BATCH]
-    return lambda: train_epoch(network, optimizer, data, order, BATCH)
+    perm = torch.randperm(len(data))[: steps * BATCH_SIZE]
+    return lambda: train_epoch(network, optimizer, data, perm, BATCH_SIZE)
 
 
 def repeated(work: Callable[[], object], times: int) -> Callable[[], None]:
@@ -167,82 +171,91 @@ def repeated(work: Callable[[], object], times: int) -> Callable[[], None]:
     return repeat
 
 
-def step_against_ceiling(length: int) -> list[float]:
-    """Returns GFLOP/s of the LSTM's matrix product alone and of whole training steps, one thread.
+def product_and_step_gflops(length: int) -> list[float]:
+    """Returns GFLOP/s of torch's `@`, of oneDNN's product and of a training step, on one thread.
 
-    The product is measured as torch's `@` does it, and as oneDNN, which has the LSTM: on some
-    processors the one is twice as fast as the other. A step's work is counted as its recurrent
-    products alone: forward, and two backward.
+    The LSTM is oneDNN's, whose product is twice as fast as `@` on some processors. A step is
+    counted as its recurrent products alone: one forward, two backward.
     """
-    machine.compute_with(threads=1)
-    h, w = torch.randn(BATCH, HIDDEN), torch.randn(HIDDEN, 4 * HIDDEN)
-    h_there, w_there = h.to_mkldnn(), w.T.contiguous().to_mkldnn()
-    flop = 2 * BATCH * HIDDEN * 4 * HIDDEN
-    steps = max(5, 1400 // length)  # of a part of a second each
-    train = training_of(length, steps)
+    machine.configure_torch(num_threads=1)
+    h, w = torch.randn(BATCH_SIZE, HIDDEN_SIZE), torch.randn(HIDDEN_SIZE, 4 * HIDDEN_SIZE)
+    h_mkldnn, w_mkldnn = h.to_mkldnn(), w.T.contiguous().to_mkldnn()
+    flop = 2 * BATCH_SIZE * HIDDEN_SIZE * 4 * HIDDEN_SIZE
+    steps = max(5, 1400 // length)  # they take a fraction of a second
+    train = make_training(length, steps)
     train()
     works = (
         (repeated(lambda: h @ w, 500), 500 * flop),
-        (repeated(lambda: torch.ops.aten.mkldnn_linear(h_there, w_there), 500), 500 * flop),
+        (repeated(lambda: torch.ops.aten.mkldnn_linear(h_mkldnn, w_mkldnn), 500), 500 * flop),
         (train, 3 * length * steps * flop),
     )
     best = [0.0] * len(works)
-    for _ in range(3):  # in turns, so that all see the same machine
-        for number, (work, amount) in enumerate(works):
-            best[number] = max(best[number], best_rate(work, amount))
+    for _ in range(3):  # alternating: the machine's speed varies
+        for i, (work, amount) in enumerate(works):
+            best[i] = max(best[i], best_rate(work, amount))
     return [rate / 1e9 for rate in best]
 
 
 def ceiling() -> None:
-    print("| length | product, `@` (GFLOP/s) | oneDNN's | training step | share of each |")
-    print("| --- | --- | --- | --- | --- |")
+    print(
+        "| length | `@` | oneDNN's product | training step "
+        "| fraction of `@` | fraction of oneDNN's product |"
+    )
+    print("| --- | --- | --- | --- | --- | --- |")
     for length in (12, 24, 35, 100, 200):
-        answer = in_a_fresh_process(f"step:{length}", {**os.environ, **WORKER_ENVIRONMENT})
-        *products, trained = map(float, answer.split())
-        rates = " | ".join(f"{rate:.1f}" for rate in (*products, trained))
-        shares = ", ".join(f"{trained / product:.0%}" for product in products)
-        print(f"| {length} | {rates} | {shares} |", flush=True)
+        output = run_in_new_process("gflops", length, WORKER_ENVIRONMENT)
+        *products, step = map(float, output.split())
+        speeds = " | ".join(f"{speed:.1f}" for speed in (*products, step))
+        fractions = " | ".join(f"{step / product:.0%}" for product in products)
+        print(f"| {length} | {speeds} | {fractions} |", flush=True)
 
 
-def steps_with_and_without_subnormals(length: int) -> tuple[float, float]:
-    """Returns training steps per second, one thread, without and with what a trial does to them."""
-    machine.compute_with(threads=1)
+def steps_per_second_without_and_with_flush(length: int) -> list[float]:
+    """Returns training steps per second, on one thread, without and with flushing of denormals."""
+    machine.configure_torch(num_threads=1)
     rates = [0.0, 0.0]
     for _ in range(3):
-        for flushed in (False, True):
-            torch.set_flush_denormal(flushed)
-            rates[flushed] = max(rates[flushed], best_rate(training_of(length, 2), 2, 2))
-    return rates[0], rates[1]
+        for flush in (False, True):
+            torch.set_flush_denormal(flush)
+            rates[flush] = max(rates[flush], best_rate(make_training(length, 2), 2, 2))
+    return rates
 
 
 def vanishing() -> None:
-    print("| length | as computed (steps/s) | subnormal numbers as zero | times as fast |")
+    print("| length | denormals kept (steps/s) | denormals flushed to zero (steps/s) | speedup |")
     print("| --- | --- | --- | --- |")
     for length in (50, 100, 200, 500):
-        answer = in_a_fresh_process(f"subnormal:{length}", {**os.environ, **WORKER_ENVIRONMENT})
-        without, flushed = map(float, answer.split())
-        print(f"| {length} | {without:.1f} | {flushed:.1f} | {flushed / without:.1f} |", flush=True)
+        output = run_in_new_process("denormals", length, WORKER_ENVIRONMENT)
+        kept, flushed = map(float, output.split())
+        print(f"| {length} | {kept:.1f} | {flushed:.1f} | {flushed / kept:.1f} |", flush=True)
 
 
 def scheduling(slots: int) -> None:
-    trials = sweep(
-        "--cells", "lstm", "--lengths", 12, "--seeds", "0-43", "--epochs", 5, "--samples", 16_000
-    )
-    trained = sum(row["train_seconds"] for trial in trials for row in trial.rows)
-    wall = wall_seconds(trials)
-    print("| trials | training of each (s) | wall (s) | slots | share of slot time in training |")
-    print("| --- | --- | --- | --- | --- |")
+    flags = ["--cells", "lstm", "--lengths", 12, "--seeds", "0-43"]
+    trials = run_sweep(*flags, "--epochs", 5, "--num-sequences", 16_000)
+    training, wall = sum(map(training_seconds, trials)), wall_seconds(trials)
     print(
-        f"| {len(trials)} | {trained / len(trials):.1f} | {wall:.0f} | {slots} "
-        f"| {trained / (slots * wall):.0%} |"
+        "| trials | training per trial (s) | wall time (s) | slots "
+        "| fraction of slot time in training |"
     )
+    print("| --- | --- | --- | --- | --- |")
+    times = f"{training / len(trials):.1f} | {wall:.0f}"
+    print(f"| {len(trials)} | {times} | {slots} | {training / (slots * wall):.0%} |")
 
 
-def in_a_fresh_process(part: str, environment: dict[str, str]) -> str:
-    command = [sys.executable, __file__, part]
+def run_in_new_process(measurement: str, length: int, variables: dict[str, str]) -> str:
+    """Runs one of MEASUREMENTS in an environment with additional variables."""
+    command = [sys.executable, __file__, f"{measurement}:{length}"]
     return subprocess.run(
-        command, env=environment, check=True, capture_output=True, text=True
+        command, env=os.environ | variables, check=True, capture_output=True, text=True
     ).stdout
+
+
+MEASUREMENTS: dict[str, Callable[[int], None]] = {  # for one length; not in the help
+    "baseline": lambda length: print(baseline_sequences_per_second(length)),
+    "gflops": lambda length: print(*product_and_step_gflops(length)),
+    "denormals": lambda length: print(*steps_per_second_without_and_with_flush(length)),
+}
 
 
 def main() -> None:
@@ -256,21 +269,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", nargs="?", metavar="PART", help=", ".join(tables))
-    asked = parser.parse_args().part or ""
-    part, _, length = asked.partition(":")  # with a length: one side, in a process of its own
-    if part == "usual":
-        print(usual_sequences_per_second(int(length)))
-    elif part == "step":
-        print(*step_against_ceiling(int(length)))
-    elif part == "subnormal":
-        print(*steps_with_and_without_subnormals(int(length)))
-    elif asked and part not in tables:
-        parser.error(f"{asked}: not one of {', '.join(tables)}")
-    else:
-        for name in [part] if part else tables:
-            print(f"\n{name}, {slots} cores\n")
-            tables[name]()
+    parser.add_argument("table", nargs="?", metavar="TABLE", help=f"{', '.join(tables)} (all)")
+    table = parser.parse_args().table
+    measurement, _, length = (table or "").partition(":")
+    if measurement in MEASUREMENTS:
+        MEASUREMENTS[measurement](int(length))
+        return
+    if table and table not in tables:
+        parser.error(f"{table}: not one of {', '.join(tables)}")
+    for name in [table] if table else tables:
+        print(f"\n{name}, {slots} cores\n", flush=True)
+        tables[name]()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Ray clusters for tests, each with a port, a token and a folder of its own."""
+"""Ray clusters for tests. Each has its own port, token and temporary folder."""
 
 import json
 import os
@@ -9,11 +9,11 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import scripts
+import processes
 from ray.cluster_utils import FAKE_HEAD_NODE_ID
 
 FAKE_AUTOSCALING = {
@@ -22,25 +22,34 @@ FAKE_AUTOSCALING = {
     "RAY_enable_autoscaler_v2": "0",  # it needs files of the fake provider that wheels lack
 }
 
-
 RAY = str(Path(sys.executable).parent / "ray")
-# The ports that are the same by default may be taken, by another cluster or node on this machine.
+# Ray's default ports are fixed, and may be taken by another cluster or node on this machine.
 ANY_PORT = ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster that runs, as those see it who were told where it is and what its token is."""
+    """A running cluster: its address, and the environment with its token."""
 
     address: str
     environment: dict[str, str] = field(repr=False)  # too long for a failed test's output
 
     def run(self, script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         """Runs a script of the suite on the cluster, to its end."""
-        return scripts.run(script, *arguments, "--address", self.address, env=self.environment)
+        return processes.run_script(
+            script, *arguments, "--address", self.address, env=self.environment
+        )
 
-    def answer(self, code: str) -> object:
-        """Runs Python code in a driver of its own and returns what it prints, read as JSON."""
+    def running(
+        self, script: str, *arguments: object
+    ) -> AbstractContextManager[subprocess.Popen[str]]:
+        """Runs a script of the suite on the cluster, in the background within the block."""
+        return processes.running_script(
+            script, *arguments, "--address", self.address, env=self.environment
+        )
+
+    def evaluate(self, code: str) -> object:
+        """Runs Python code in a driver process of its own; returns the JSON that it prints."""
         connect = f"import json, ray; ray.init({self.address!r}, logging_level='ERROR')\n"
         done = subprocess.run(
             [sys.executable, "-c", connect + code],
@@ -55,7 +64,7 @@ class Cluster:
 
     @contextmanager
     def node(self) -> Iterator[Callable[[], None]]:
-        """Adds a node with one CPU, and yields what kills it with all that runs on it."""
+        """Adds a node with one CPU; yields a function that kills it and all its processes."""
         command = [RAY, "start", "--address", self.address, "--num-cpus=1", "--num-gpus=0"]
         command += ["--object-store-memory=100000000", "--disable-usage-stats", *ANY_PORT]
         with tempfile.TemporaryFile("w+") as output:
@@ -71,25 +80,25 @@ class Cluster:
                 code = start.wait(timeout=300)
                 output.seek(0)
                 assert code == 0, output.read()
-                yield lambda: scripts.end_session(start)
+                yield lambda: processes.kill_session(start)
             finally:
-                scripts.end_session(start)
+                processes.kill_session(start)
 
 
 @contextmanager
 def started(*flags: str, launches: dict[str, int] | None = None) -> Iterator[Cluster]:
-    """Starts a head with one CPU; it and all that it launched end with the block.
+    """Starts a head node with one CPU; all processes of the cluster end with the block.
 
     Args:
-        flags: more of them for `ray start`.
-        launches: the resources of a node of which the head's autoscaler launches up to two, which
-            are processes here; none for a cluster that does not grow.
+        flags: more flags of `ray start`; they override the ones set here.
+        launches: the resources of a worker node. The autoscaler of the head launches up to two,
+            as processes on this machine. None: the cluster has no autoscaler.
     """
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:  # short, for sockets
-        place = Path(folder)
+        temp_dir = Path(folder)
         address = f"127.0.0.1:{_free_port()}"
-        # A token in the environment goes before that in ~/.ray/auth_token, which a head would use
-        # and a driver that is given an address would not.
+        # A token in the environment has precedence over the one in ~/.ray/auth_token, which a head
+        # node would use and a driver with an explicit address would not.
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
         environment = os.environ | token
         command = [RAY, "start", "--head"]
@@ -98,11 +107,12 @@ def started(*flags: str, launches: dict[str, int] | None = None) -> Iterator[Clu
         command += ["--include-dashboard=false", "--disable-usage-stats", *ANY_PORT]
         head_environment = environment
         if launches is not None:
-            configuration = place / "autoscaling.yaml"
-            configuration.write_text(json.dumps(_configuration(address, launches)))  # it is YAML
+            configuration = temp_dir / "autoscaling.yaml"
+            # JSON is valid YAML.
+            configuration.write_text(json.dumps(_autoscaling_config(address, launches)))
             command += ["--autoscaling-config", str(configuration)]
             head_environment = environment | FAKE_AUTOSCALING
-        with (place / "start.out").open("w+") as output:
+        with (temp_dir / "start.out").open("w+") as output:
             start = subprocess.Popen(
                 [*command, *flags],
                 env=head_environment,
@@ -112,24 +122,24 @@ def started(*flags: str, launches: dict[str, int] | None = None) -> Iterator[Clu
                 start_new_session=True,
             )
         try:
-            assert start.wait(timeout=300) == 0, (place / "start.out").read_text()
+            assert start.wait(timeout=300) == 0, (temp_dir / "start.out").read_text()
             yield Cluster(address, environment)
         finally:
-            scripts.end_session(start)
-            left = _naming(folder)
-            assert not left, f"these are left of the cluster: {left}"
+            processes.kill_session(start)
+            survivors = _commands_with_path(folder)
+            assert not survivors, f"processes of the cluster survive: {survivors}"
 
 
 def _free_port() -> int:
-    """Returns a port that nobody gets by chance: Ray asks for dozens of any, and has its own."""
+    """Returns a free port between Ray's own ports and the ephemeral ports of Linux."""
     while True:
-        port = random.randrange(20_000, 32_768)  # Ray's own end before, Linux gives those after
+        port = random.randrange(20_000, 32_768)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
 
 
-def _configuration(address: str, launches: dict[str, int]) -> dict[str, object]:
+def _autoscaling_config(address: str, launches: dict[str, int]) -> dict[str, object]:
     return {
         "cluster_name": "fake",
         "max_workers": 2,
@@ -138,7 +148,7 @@ def _configuration(address: str, launches: dict[str, int]) -> dict[str, object]:
         "provider": {
             "type": "fake_multinode",
             "head_node_id": FAKE_HEAD_NODE_ID,
-            "gcs_address": address,  # else the nodes join what listens on 6379
+            "gcs_address": address,  # by default the nodes join the cluster at port 6379
             "use_node_id_as_ip": True,
             "disable_node_updaters": True,
             "disable_launch_config_check": True,
@@ -148,7 +158,7 @@ def _configuration(address: str, launches: dict[str, int]) -> dict[str, object]:
             "worker": {"resources": launches, "node_config": {}, "max_workers": 2},
         },
         "head_node_type": "ray.head.default",
-        # It insists on these, although it launches no more than processes.
+        # Required by the schema, and unused.
         **{key: {} for key in ("auth", "docker", "file_mounts")},
         **{key: [] for key in ("cluster_synced_files", "rsync_exclude", "rsync_filter")},
         **{key: [] for key in ("initialization_commands", "setup_commands")},
@@ -158,14 +168,14 @@ def _configuration(address: str, launches: dict[str, int]) -> dict[str, object]:
     }
 
 
-def _naming(place: str) -> list[str]:
-    """Returns the command lines in which a folder is named, as it is in those of Ray's servers."""
+def _commands_with_path(folder: str) -> list[str]:
+    """Returns the command lines that contain a path in `folder`, as those of Ray's servers do."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes().decode(errors="replace")
         except OSError:
-            continue
-        if f"{place}/" in command:
+            continue  # the process has ended
+        if f"{folder}/" in command:
             found.append(f"{process.name} {command.replace(chr(0), ' ')}")
     return found

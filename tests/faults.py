@@ -1,7 +1,7 @@
-"""A cluster of hosts, and what can go wrong with it, done on purpose.
+"""Faults of a cluster, injected into a running job.
 
-Whatever happens, a run ends with the numbers of one to which nothing happened, each epoch once.
-tests/test_faults.py does some of it once, tests/soak.py all of it several times.
+Whatever the fault, the job must end with the results of an undisturbed run, each epoch once.
+tests/soak.py injects every fault, tests/test_faults.py a few random SIGKILLs.
 """
 
 import os
@@ -12,106 +12,106 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import hosts
+import netns_hosts
 import pytest
-from scripts import TOP, UNCOMPILED, wait_for
-from sets import part_of_mnist
+from mnist_files import mnist_subset
+from processes import IGNORE_PYCACHE, REPO, wait_for
 
-from analysis.results import NoResults, Trial, read_trials
+from analysis.results import ResultsError, Trial, read_trials
 
 MEASURED = [
     *("epoch", "val_accuracy", "val_loss", "train_loss"),
     *("loss_d", "loss_g", "d_real", "d_fake", "frechet_distance"),
 ]
 
-SWEEP = "sweep.py --cells lstm,rnn --lengths 20 --seeds 0-2 --epochs 8 --samples 4000"
+SWEEP = "sweep.py --cells lstm,rnn --lengths 20 --seeds 0-2 --epochs 8 --num-sequences 4000"
 GAN = (
     "gan.py --data /mnt/shared/digits --workers 3 --cpus-per-worker 1 --epochs 5 --batch-size 128 "
-    "--keep-every 2 --quality-every 1"
+    "--keep-every 2 --eval-every 1"
 )
-SHORT_TRIALS = {
-    30: "sweep.py --lengths 3-5 --seeds 0-4 --epochs 4 --samples 4000",
-    200: "sweep.py --lengths 3-12 --seeds 0-9 --epochs 2 --samples 2000",
+SHORT_TRIALS = {  # by number of trials
+    12: "sweep.py --lengths 3-5 --seeds 0,1 --epochs 4 --num-sequences 4000",
+    200: "sweep.py --lengths 3-12 --seeds 0-9 --epochs 2 --num-sequences 2000",
 }
 
-Numbers = dict[str, list[tuple]]
+Results = dict[str, list[tuple]]  # of each trial, the measured columns of each epoch
 
 
 class Cluster:
-    """A head and two workers with a CPU each, and a shared disk of 300 MB."""
+    """A head node and two worker nodes with one CPU each, and a shared disk of 300 MB."""
 
-    def __init__(self, net: hosts.Network, device: str):
+    def __init__(self, net: netns_hosts.Network, device: str):
         self.net, self.device = net, device
-        # As the client sees it: this process has it not mounted, so that it can be taken off.
-        self.shared = Path(f"/proc/{net['client'].first_process()}/root{hosts.SHARED}")
-        self.expected: dict[str, Numbers] = {}
-
-    def start_ray(self, name: str) -> None:
-        where = "--head --port=6379" if name == "head" else f"--address={self.head}:6379"
-        # First ends whatever is left there of an earlier cluster.
-        line = f"ray stop --force; RAY_AUTH_MODE=token ray start {where}"
-        done = self.net[name].run(line)
-        assert done.returncode == 0, done.stdout
+        # The disk as the client sees it: this process has not mounted it, so it can be unmounted.
+        self.shared = Path(f"/proc/{net['client'].init_pid()}/root{netns_hosts.SHARED}")
+        self.expected: dict[str, Results] = {}
 
     @property
-    def head(self) -> str:
-        return self.net["head"].address
+    def nodes(self) -> list[netns_hosts.Host]:
+        return [host for name, host in self.net.hosts.items() if name != "client"]
 
-    def furnish(self) -> None:
-        """Installs the suite on every host, with the token, as `ray up` does."""
+    def start_ray(self, name: str) -> None:
+        head = self.net["head"].address
+        role = "--head --port=6379" if name == "head" else f"--address={head}:6379"
+        # `ray stop` ends what is left of an earlier cluster on this host.
+        self.net[name].check_output(
+            f"ray stop --force; RAY_AUTH_MODE=token ray start --disable-usage-stats {role}"
+        )
+
+    def start_ray_everywhere(self) -> None:
+        self.start_ray("head")
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(self.start_ray, ["one", "two"]))
+
+    def install_suite(self) -> None:
+        """Installs the suite and the token on every node, as `ray up` does."""
         suite = self.shared / "suite"
         suite.mkdir()
         for name in ("pyproject.toml", "README.md", "LICENSE"):
-            shutil.copy(TOP / name, suite)
+            shutil.copy(REPO / name, suite)
         for name in ("jobs", "models", "analysis"):
-            shutil.copytree(TOP / name, suite / name, ignore=UNCOMPILED)
-        token = self.shared / "token"
-        token.write_text("0" * 64)
-        token.chmod(0o600)
-        for name in self.nodes:
-            home = self.net[name].home
-            (home / ".ray").mkdir()
-            shutil.copy(token, home / ".ray" / "auth_token")
-            for job in (TOP / "jobs").glob("*.py"):  # as `ray submit` copies a script
-                shutil.copy(job, home)
-            install = "cp -r /mnt/shared/suite /tmp/suite && pip install --quiet /tmp/suite"
-            done = self.net[name].run(install)
-            assert done.returncode == 0, done.stdout
-        part_of_mnist(self.shared / "digits", 1293, 200)
+            shutil.copytree(REPO / name, suite / name, ignore=IGNORE_PYCACHE)
+        for node in self.nodes:
+            token = node.home / ".ray" / "auth_token"
+            token.parent.mkdir()
+            token.write_text("0" * 64)
+            token.chmod(0o600)
+            for job in (REPO / "jobs").glob("*.py"):  # `ray submit` copies a script there
+                shutil.copy(job, node.home)
+        install = "cp -r /mnt/shared/suite /tmp/suite && pip install --quiet /tmp/suite"
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(lambda node: node.check_output(install), self.nodes))
+        mnist_subset(self.shared / "digits", 1293, 200)
 
     def repair_disk(self) -> None:
-        """Takes the disk off every host, has it checked, and gives it back."""
+        """Unmounts the disk on every host, repairs it and mounts it again."""
         for host in self.net.hosts.values():
-            assert host.run(f"umount --lazy {hosts.SHARED}").returncode == 0
-        mended = 1  # it found something, and mended it
-        hosts.quietly("e2fsck", "-fy", self.device, codes=(0, mended))
+            host.check_output(f"umount --lazy {netns_hosts.SHARED}")
+        errors_corrected = 1
+        netns_hosts.run_command("e2fsck", "-fy", self.device, codes=(0, errors_corrected))
         for host in self.net.hosts.values():
-            done = host.run(f"mount {self.device} {hosts.SHARED}")
-            assert done.returncode == 0, done.stdout
+            host.check_output(f"mount {self.device} {netns_hosts.SHARED}")
 
-    @property
-    def nodes(self) -> list[str]:
-        return [name for name in self.net.hosts if name != "client"]
-
-    def numbers(self, job: str) -> Numbers:
-        """Returns what the job measures when nothing happens to it."""
+    def reference_results(self, job: str) -> Results:
+        """Returns the results of an undisturbed run of a job."""
         if job not in self.expected:
-            run = Run(self, job, f"undisturbed-{len(self.expected)}")
+            run = Run(self, job, f"reference-{len(self.expected)}")
             run.start()
             output, _ = run.driver.communicate(timeout=900)
             assert run.driver.returncode == 0, output
-            self.expected[job] = run.numbers()
+            self.expected[job] = run.results()
             run.remove()
         return self.expected[job]
 
 
 def _has_loop_devices() -> bool:
     try:
-        return not hosts.lacking and bool(hosts.quietly("losetup", "--find"))
+        return not netns_hosts.MISSING and bool(netns_hosts.run_command("losetup", "--find"))
     except AssertionError:
         return False
 
@@ -122,27 +122,27 @@ needs_disk = pytest.mark.skipif(
 
 
 @contextmanager
-def cluster(place: Path) -> Iterator[Cluster]:
-    disk, homes = place / "disk", place / "hosts"
+def cluster(folder: Path) -> Iterator[Cluster]:
+    """Starts a cluster whose disk and homes are in `folder`; it ends with the block."""
+    disk, homes = folder / "disk", folder / "hosts"
     homes.mkdir()
     with disk.open("wb") as file:
         file.truncate(300 * 2**20)
-    hosts.quietly("mkfs.ext4", "-q", disk)
-    device = hosts.quietly("losetup", "--find", "--show", disk)
+    netns_hosts.run_command("mkfs.ext4", "-q", disk)
+    device = netns_hosts.run_command("losetup", "--find", "--show", disk)
     try:
-        with hosts.network(homes, "head", "one", "two", shared=device) as net:
-            made = Cluster(net, device)
-            made.furnish()
-            for name in made.nodes:
-                made.start_ray(name)
-            yield made
+        with netns_hosts.network(homes, "head", "one", "two", shared=device) as net:
+            started = Cluster(net, device)
+            started.install_suite()
+            started.start_ray_everywhere()
+            yield started
     finally:
-        hosts.quietly("losetup", "--detach", device)
+        netns_hosts.run_command("losetup", "--detach", device)
 
 
 @dataclass
 class Run:
-    """A job on the cluster, started on its head as `ray submit` does."""
+    """A job on the cluster, started on the head node as `ray submit` does."""
 
     cluster: Cluster
     job: str
@@ -150,7 +150,7 @@ class Run:
     driver: subprocess.Popen | None = None
 
     def start(self) -> None:
-        storage = f"--storage /mnt/shared/{self.name} --name it"
+        storage = f"--storage /mnt/shared/{self.name} --name run"
         line = f"RAY_AUTH_MODE=token python ~/{self.job} {storage}"
         self.driver = subprocess.Popen(
             self.cluster.net["head"].command(f"exec env {line}"),
@@ -161,41 +161,40 @@ class Run:
         )
 
     @property
-    def title(self) -> str:
-        """What Ray calls the processes that train."""
+    def process_title(self) -> str:
+        """The title that Ray gives the processes that train."""
         return "ray::ImplicitFunc" if self.job.startswith("sweep") else "ray::RayTrainWorker"
 
     def trials(self) -> list[Trial]:
-        with suppress(NoResults):
-            return read_trials(str(self.cluster.shared / self.name / "it"))
+        with suppress(ResultsError):
+            return read_trials(str(self.cluster.shared / self.name / "run"))
         return []
 
-    def numbers(self) -> Numbers:
+    def results(self) -> Results:
         return {
             trial.name: [tuple(row.get(name) for name in MEASURED) for row in trial.rows]
             for trial in self.trials()
         }
 
-    def epochs(self) -> dict[str, int]:
-        """Returns how many epochs each trial has done."""
+    def epochs_done(self) -> dict[str, int]:
         return {trial.name: len(trial.rows) for trial in self.trials()}
 
     def kill_driver(self) -> None:
-        _kill(self.cluster.net["head"].processes("python", self.job.split()[0]))
+        _kill(self.cluster.net["head"].pids("python", self.job.split()[0]))
 
-    def check(self, expected: Numbers) -> None:
-        """Asserts the numbers, and that no epoch was trained twice on the way to them."""
-        assert self.numbers() == expected
+    def check(self, expected: Results) -> None:
+        """Asserts identical results, and that the checkpoints contain each epoch once."""
+        assert self.results() == expected
         for trial in self.trials():
-            history = [row["epoch"] for row in trial.newest_checkpoint().history]
-            assert history == list(range(1, len(trial.rows) + 1))
+            epochs = [row["epoch"] for row in trial.latest_checkpoint().history]
+            assert epochs == list(range(1, len(trial.rows) + 1))
 
     def remove(self) -> None:
-        """Makes room for the next one."""
+        """Frees the disk for the next run."""
         shutil.rmtree(self.cluster.shared / self.name)
 
 
-# A fault is done to a run that is under way. It returns when the cluster is whole again.
+# Injects a fault into a running job; returns when the cluster is healthy again.
 Fault = Callable[[Run], None]
 
 
@@ -205,118 +204,118 @@ def _kill(pids: list[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def process_killed(run: Run) -> None:
-    net = run.cluster.net
-    found = [pid for name in run.cluster.nodes for pid in net[name].processes(run.title)]
-    assert found
-    _kill(found[-1:])
+def kill_process(run: Run) -> None:
+    pids = [pid for node in run.cluster.nodes for pid in node.pids(run.process_title)]
+    assert pids
+    _kill(pids[-1:])
 
 
-def driver_killed(run: Run) -> None:
+def kill_driver(run: Run) -> None:
     run.kill_driver()
     run.driver.wait()
     run.start()
 
 
-def host_lost(run: Run) -> None:
-    """With all that ran on it; a new one of the same name joins a while later."""
+def lose_worker_node(run: Run) -> None:
+    """Ends a worker node that runs a process of the job; a node of the same name joins later."""
     net = run.cluster.net
-    host = next(net[name] for name in ("one", "two") if net[name].processes(run.title))
-    host.kill()
-    time.sleep(20)  # the others do without it
-    host.start()
-    run.cluster.start_ray(host.name)
+    node = next(net[name] for name in ("one", "two") if net[name].pids(run.process_title))
+    node.kill()
+    time.sleep(20)
+    node.start()
+    run.cluster.start_ray(node.name)
 
 
-def head_lost(run: Run) -> None:
-    """With the driver; a new cluster on the same storage is given the same command."""
-    run.cluster.net["head"].kill()
+def lose_head_node(run: Run) -> None:
+    """Ends the head node and the driver; a new cluster on the same storage re-runs the command."""
+    head = run.cluster.net["head"]
+    head.kill()
     run.driver.wait()
-    run.cluster.net["head"].start()
-    for name in run.cluster.nodes:
-        run.cluster.start_ray(name)
+    head.start()
+    run.cluster.start_ray_everywhere()
     run.start()
 
 
-def network_cut(run: Run) -> None:
-    """Between one worker and all others, for half a minute: Ray may take it for lost meanwhile."""
-    host = run.cluster.net["two"]
-    host.link("down")
+def cut_network(run: Run) -> None:
+    """Cuts a worker node from all others for 30 s, in which Ray may declare it dead."""
+    node = run.cluster.net["two"]
+    node.set_link("down")
     time.sleep(30)
-    host.link("up")
-    # Where the head had taken it for lost, the raylet ends itself once it learns of that.
+    node.set_link("up")
+    # If the head has declared the node dead, its raylet exits as soon as it learns of that.
     deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and host.processes("raylet"):
+    while time.monotonic() < deadline and node.pids("raylet"):
         time.sleep(1)
-    if not host.processes("raylet"):
+    if not node.pids("raylet"):
         run.cluster.start_ray("two")
 
 
-def storage_full(run: Run) -> None:
-    """Until the job has given up."""
+def fill_storage(run: Run) -> None:
+    """Fills the disk until the job has failed."""
     filler = run.cluster.shared / "filler"
     with suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(2**20))
     try:
-        _gives_up(run)
+        _wait_for_failure(run)
     finally:
         filler.unlink()
     run.start()
 
 
-def storage_read_only(run: Run) -> None:
-    """As a file system turns itself when its disk fails; until the disk is repaired."""
+def make_storage_read_only(run: Run) -> None:
+    """Makes the file system read-only, as it is after a disk error, until the job has failed."""
     os.sync()
-    assert run.cluster.net["head"].run(f"mount -o remount,abort {hosts.SHARED}").returncode == 0
+    run.cluster.net["head"].check_output(f"mount -o remount,abort {netns_hosts.SHARED}")
     try:
-        _gives_up(run)
+        _wait_for_failure(run)
     finally:
         run.cluster.repair_disk()
     run.start()
 
 
-def _gives_up(run: Run) -> None:
-    before = run.numbers()
+def _wait_for_failure(run: Run) -> None:
+    before = run.results()
     output, _ = run.driver.communicate(timeout=300)
     assert run.driver.returncode == 1, output
     assert "failed: " in output
-    assert "to continue: " in output
-    for name, rows in run.numbers().items():  # what was there can be read
+    assert "to resume: " in output
+    for name, rows in run.results().items():  # what was stored can be read
         assert rows[: len(before[name])] == before[name]
 
 
 FAULTS: dict[str, tuple[str, Fault]] = {
-    "a trial's process is killed": (SWEEP, process_killed),
-    "a GAN worker is killed": (GAN, process_killed),
-    "the sweep's driver is killed": (SWEEP, driver_killed),
-    "the GAN's driver is killed": (GAN, driver_killed),
-    "a worker host disappears in mid-sweep": (SWEEP, host_lost),
-    "a worker host disappears in mid-GAN": (GAN, host_lost),
-    "the head disappears in mid-sweep": (SWEEP, head_lost),
-    "the head disappears in mid-GAN": (GAN, head_lost),
-    "a worker's network is cut for 30 s": (SWEEP, network_cut),
-    "the storage is full": (SWEEP, storage_full),
-    "the storage turns read-only": (SWEEP, storage_read_only),
+    "SIGKILL of a trial process": (SWEEP, kill_process),
+    "SIGKILL of a GAN worker": (GAN, kill_process),
+    "SIGKILL of the sweep driver": (SWEEP, kill_driver),
+    "SIGKILL of the GAN driver": (GAN, kill_driver),
+    "worker node lost during a sweep": (SWEEP, lose_worker_node),
+    "worker node lost during GAN training": (GAN, lose_worker_node),
+    "head node lost during a sweep": (SWEEP, lose_head_node),
+    "head node lost during GAN training": (GAN, lose_head_node),
+    "network of a worker node cut for 30 s": (SWEEP, cut_network),
+    "storage full": (SWEEP, fill_storage),
+    "storage becomes read-only": (SWEEP, make_storage_read_only),
 }
 
 
-def suffer(cluster: Cluster, fault: str, name: str) -> float:
-    """Does a fault to a run, and sees it end as if nothing had happened.
+def inject(cluster: Cluster, fault: str, name: str) -> float:
+    """Injects a fault into a run and asserts that it ends with identical results.
 
-    Returns the seconds from the fault until every trial that was under way is an epoch further.
+    Returns the seconds from the fault until every trial that was running has completed another
+    epoch.
     """
-    job, inflict = FAULTS[fault]
-    expected = cluster.numbers(job)
+    job, inject_fault = FAULTS[fault]
+    expected = cluster.reference_results(job)
     run = Run(cluster, job, name)
     run.start()
     try:
-        seconds = _recover(run, inflict, expected)
+        seconds = _recovery_seconds(run, inject_fault, expected)
         output, _ = run.driver.communicate(timeout=600)
     except Exception as error:
         run.kill_driver()
-        said = run.driver.communicate()[0]
-        raise AssertionError(f"{fault}: {error}: {run.epochs()}\n{said}") from error
+        output = run.driver.communicate()[0]
+        raise AssertionError(f"{fault}: {error}: {run.epochs_done()}\n{output}") from error
     finally:
         run.kill_driver()
     assert run.driver.returncode == 0, output
@@ -325,55 +324,56 @@ def suffer(cluster: Cluster, fault: str, name: str) -> float:
     return seconds
 
 
-def _recover(run: Run, inflict: Fault, expected: Numbers) -> float:
-    wait_for(lambda: sum(run.epochs().values()) >= 2 * len(expected), run.driver, every=0.5)
-    before = {n: done for n, done in run.epochs().items() if done < len(expected[n])}
-    assert before  # else there is nothing to recover
-    began = time.monotonic()
-    inflict(run)
-    # Tune puts a trial that was lost behind those that wait: they may run to their ends first.
-    wait_for(lambda: all(run.epochs().get(n, 0) > before[n] for n in before), every=0.5)
-    return time.monotonic() - began
+def _recovery_seconds(run: Run, inject_fault: Fault, expected: Results) -> float:
+    wait_for(lambda: sum(run.epochs_done().values()) >= 2 * len(expected), run.driver, every=0.5)
+    before = {name: n for name, n in run.epochs_done().items() if n < len(expected[name])}
+    assert before  # otherwise the job has ended before the fault
+    start = time.monotonic()
+    inject_fault(run)
+    # Tune puts a lost trial behind the pending ones, which may all run first.
+    wait_for(
+        lambda: all(run.epochs_done().get(name, 0) > before[name] for name in before), every=0.5
+    )
+    return time.monotonic() - start
 
 
-def soak(cluster: Cluster, trials: int, seed: int) -> tuple[int, int]:
-    """Kills a third as many processes as there are trials, while a sweep of short ones runs.
+def kill_at_random(cluster: Cluster, trials: int, seed: int) -> tuple[int, int]:
+    """Kills random trial processes of a sweep of short trials, at random numbers of epochs done.
 
-    When, in epochs that are done, and which: at random. Returns how many were killed, and how often
-    the command had to be typed.
+    Re-runs the command until it succeeds, then asserts identical results. Returns the number of
+    kills, a third of the number of trials, and how many times the command ran.
     """
-    expected = cluster.numbers(SHORT_TRIALS[trials])
+    expected = cluster.reference_results(SHORT_TRIALS[trials])
     assert len(expected) == trials
-    run = Run(cluster, SHORT_TRIALS[trials], f"soak-{trials}-{seed}")
-    chance, over, killed = random.Random(seed), threading.Event(), 0
+    run = Run(cluster, SHORT_TRIALS[trials], f"random-{trials}-{seed}")
+    rng, ended, kills = random.Random(seed), threading.Event(), 0
     epochs = sum(map(len, expected.values()))
-    # By a clock, a quick machine would be done before, and on a slow one no trial end an epoch.
-    moments = sorted(chance.sample(range(epochs // 2), trials // 3))
+    # Not times: a fast machine would end before the last kill, a slow one would complete no epoch.
+    epochs_at_kill = sorted(rng.sample(range(epochs // 2), trials // 3))
 
     def kill() -> None:
-        nonlocal killed
-        nodes = [cluster.net[name] for name in cluster.nodes]
-        while killed < len(moments) and not over.wait(0.1):
-            if sum(run.epochs().values()) < moments[killed]:
+        nonlocal kills
+        while kills < len(epochs_at_kill) and not ended.wait(0.1):
+            if sum(run.epochs_done().values()) < epochs_at_kill[kills]:
                 continue
-            found = [pid for host in nodes for pid in host.processes(run.title)]
-            if found:
-                _kill([chance.choice(found)])
-                killed += 1
+            pids = [pid for node in cluster.nodes for pid in node.pids(run.process_title)]
+            if pids:
+                _kill([rng.choice(pids)])
+                kills += 1
 
     killer = threading.Thread(target=kill)
     killer.start()
-    typed = 0
+    commands = 0
     try:
         while run.driver is None or run.driver.returncode != 0:
-            assert typed < 10
-            typed += 1
+            assert commands < 10
+            commands += 1
             run.start()
             run.driver.communicate(timeout=900)
     finally:
-        over.set()
+        ended.set()
         killer.join()
         run.kill_driver()
     run.check(expected)
     run.remove()
-    return killed, typed
+    return kills, commands

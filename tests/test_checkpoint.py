@@ -1,4 +1,6 @@
 import json
+import os
+import pickle
 import shutil
 
 import pytest
@@ -9,65 +11,88 @@ from models import checkpoint
 
 @pytest.fixture
 def run(tmp_path):
-    """A run's folder with the checkpoints of epochs 1, 2 and 3."""
+    """The folder of a run with the checkpoints of epochs 1, 2 and 3."""
+    folder = tmp_path / "run"
     for epoch in (1, 2, 3):
-        folder = tmp_path / f"checkpoint_{epoch - 1:06}"
-        folder.mkdir()
+        path = folder / f"checkpoint_{epoch - 1:06}"
+        path.mkdir(parents=True)
         history = [{"epoch": e, "val_loss": 1 / e} for e in range(1, epoch + 1)]
-        checkpoint.save(folder, {"weight": torch.full((3,), float(epoch))}, history)
-    return tmp_path
+        checkpoint.save(path, {"weight": torch.full((3,), float(epoch))}, history)
+    return folder
 
 
-def newest(run):
-    return checkpoint.newest(
-        [folder.name for folder in run.iterdir()], lambda name: (run / name).read_bytes()
-    )
+def load_latest(run):
+    names = [path.name for path in run.iterdir()]
+    return checkpoint.load_latest(names, lambda name: (run / name).read_bytes())
 
 
-def test_the_newest_is_found_and_comes_back_as_it_was_saved(run):
-    found, damaged = newest(run)
-    assert (found.name, found.epoch, damaged) == ("checkpoint_000002", 3, [])
-    assert found.history[1] == {"epoch": 2, "val_loss": 0.5}
-    assert torch.equal(found.state["weight"], torch.full((3,), 3.0))
+def test_latest_checkpoint_is_loaded_as_saved(run):
+    latest, corrupt = load_latest(run)
+    assert (latest.name, latest.epoch, corrupt) == ("checkpoint_000002", 3, [])
+    assert latest.history[1] == {"epoch": 2, "val_loss": 0.5}
+    assert torch.equal(latest.state["weight"], torch.full((3,), 3.0))
+
+
+def test_history_is_plain_json(run):
+    summary = json.loads((run / "checkpoint_000000" / "checkpoint.json").read_text())
+    assert (summary["epoch"], summary["history"]) == (1, [{"epoch": 1, "val_loss": 1.0}])
 
 
 @pytest.mark.parametrize(
-    "damage", ["cut", "changed", "no state", "no summary", "half a summary", "other summary"]
+    ("file", "corrupted"),
+    [
+        pytest.param("state.pt", lambda content: content[: len(content) // 2], id="truncated"),
+        pytest.param("state.pt", lambda content: content[:-1] + b"x", id="changed"),
+        pytest.param("state.pt", None, id="no state"),
+        pytest.param("checkpoint.json", None, id="no summary"),
+        pytest.param("checkpoint.json", lambda content: content[:-5], id="truncated summary"),
+        pytest.param("checkpoint.json", lambda content: b"{}", id="empty summary"),
+        pytest.param("checkpoint.json", lambda content: b"[]", id="summary of another type"),
+    ],
 )
-def test_a_damaged_one_is_passed_over_and_named(run, damage):
-    state, summary = (run / "checkpoint_000002" / n for n in ("state.pt", "checkpoint.json"))
-    content = state.read_bytes()
-    if damage == "cut":
-        state.write_bytes(content[: len(content) // 2])
-    elif damage == "changed":
-        state.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    elif damage == "no state":
-        state.unlink()
-    elif damage == "no summary":
-        summary.unlink()
-    elif damage == "other summary":
-        summary.write_text("{}")
-    else:
-        summary.write_text(summary.read_text()[:-5])
-    found, damaged = newest(run)
-    assert (found.name, found.epoch) == ("checkpoint_000001", 2)
-    assert damaged == ["checkpoint_000002"]
+def test_corrupt_checkpoint_is_skipped_and_reported(run, file, corrupted):
+    path = run / "checkpoint_000002" / file
+    content = path.read_bytes()
+    path.unlink()
+    if corrupted:
+        path.write_bytes(corrupted(content))
+    latest, corrupt = load_latest(run)
+    assert (latest.name, latest.epoch) == ("checkpoint_000001", 2)
+    assert corrupt == ["checkpoint_000002"]
 
 
-def test_the_epoch_counts_and_not_the_folders_number(run):
+def test_latest_is_decided_by_epoch_not_by_folder_number(run):
     (run / "checkpoint_000000").rename(run / "checkpoint_000009")
-    assert newest(run)[0].epoch == 3
+    assert load_latest(run)[0].epoch == 3
 
 
-def test_none_is_found_where_none_is_whole(run):
-    for folder in run.iterdir():
-        (folder / "state.pt").write_bytes(b"")
-    assert newest(run) == (None, ["checkpoint_000002", "checkpoint_000001", "checkpoint_000000"])
+def test_nothing_is_loaded_if_every_checkpoint_is_corrupt_or_none_exists(run):
+    for path in run.iterdir():
+        (path / "state.pt").write_bytes(b"")
+    assert load_latest(run) == (
+        None,
+        ["checkpoint_000002", "checkpoint_000001", "checkpoint_000000"],
+    )
     shutil.rmtree(run)
     run.mkdir()
-    assert newest(run) == (None, [])
+    assert load_latest(run) == (None, [])
 
 
-def test_a_summary_is_plain_json(run):
-    summary = json.loads((run / "checkpoint_000000" / "checkpoint.json").read_text())
-    assert summary["history"] == [{"epoch": 1, "val_loss": 1.0}]
+class MakesFolder:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_loading_executes_no_pickled_code(run, tmp_path):
+    marker = tmp_path / "executed"
+    checkpoint.save(run / "checkpoint_000002", {"weight": MakesFolder(str(marker))}, [{}] * 9)
+    with pytest.raises(pickle.UnpicklingError):
+        load_latest(run)
+    assert not marker.exists()
+    torch.load(run / "checkpoint_000002" / "state.pt", weights_only=False)
+    assert marker.exists()  # so the file was dangerous

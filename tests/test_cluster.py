@@ -1,30 +1,52 @@
-"""How many workers train together, and what each reserves, on clusters of several shapes."""
+"""jobs/cluster.py and jobs/autoscaling.py, without Ray.
+
+Resources on clusters of several shapes, and connections that fail.
+"""
+
+import re
+from collections.abc import Callable
 
 import pytest
+import yaml
+from processes import REPO
+from ray.autoscaler._private.util import prepare_config
 
-from jobs import cluster
-from jobs.flags import Trouble
+from jobs import autoscaling, cluster
+from jobs.errors import UserError
 
 LAPTOP = [{"CPU": 2}]
-NODES = [{"CPU": 16}, {"CPU": 16}]
-GPUS = [{"CPU": 8, "GPU": 4}, {"CPU": 8, "GPU": 4}]
+CPU_NODES = [{"CPU": 16}, {"CPU": 16}]
+GPU_NODES = [{"CPU": 8, "GPU": 4}, {"CPU": 8, "GPU": 4}]
+
+Nodes = list[dict[str, float]]
+
+
+@pytest.fixture
+def set_nodes(monkeypatch) -> Callable[[Nodes, Nodes | None], None]:
+    """Sets the nodes that are alive and those that the autoscaler can launch (None: unknown)."""
+
+    def set_both(alive: Nodes, launchable: Nodes | None) -> None:
+        monkeypatch.setattr(cluster, "alive_nodes", lambda: alive)
+        monkeypatch.setattr(cluster, "launchable_nodes", lambda: launchable)
+
+    return set_both
 
 
 @pytest.mark.parametrize(
-    ("there", "coming", "asked", "group"),
+    ("alive", "launchable", "requested", "resolved"),
     [
         (LAPTOP, [], (None, None, "auto"), ((1, 1), {"cpu": 2, "gpu": 0})),
         (LAPTOP, [], ((2, 2), None, "auto"), ((2, 2), {"cpu": 1, "gpu": 0})),
         (LAPTOP, [], ((1, 8), None, "auto"), ((1, 8), {"cpu": 1, "gpu": 0})),
-        (NODES, [], (None, None, "auto"), ((1, 1), {"cpu": 16, "gpu": 0})),
-        (NODES, [], ((2, 8), None, "auto"), ((2, 8), {"cpu": 4, "gpu": 0})),
-        (NODES, [], ((3, 3), None, "auto"), ((3, 3), {"cpu": 8, "gpu": 0})),
-        (NODES, [], ((2, 8), 2, "auto"), ((2, 8), {"cpu": 2, "gpu": 0})),
-        (GPUS, [], (None, None, "auto"), ((8, 8), {"cpu": 1, "gpu": 1})),
-        (GPUS, [], (None, 3, "auto"), ((4, 4), {"cpu": 3, "gpu": 1})),  # two of each node
-        (GPUS, [], (None, None, "2"), ((4, 4), {"cpu": 1, "gpu": 2})),
-        (GPUS, [], ((2, 4), 3, "auto"), ((2, 4), {"cpu": 3, "gpu": 1})),
-        (GPUS, [], (None, None, "0"), ((1, 1), {"cpu": 8, "gpu": 0})),
+        (CPU_NODES, [], (None, None, "auto"), ((1, 1), {"cpu": 16, "gpu": 0})),
+        (CPU_NODES, [], ((2, 8), None, "auto"), ((2, 8), {"cpu": 4, "gpu": 0})),
+        (CPU_NODES, [], ((3, 3), None, "auto"), ((3, 3), {"cpu": 8, "gpu": 0})),
+        (CPU_NODES, [], ((2, 8), 2, "auto"), ((2, 8), {"cpu": 2, "gpu": 0})),
+        (GPU_NODES, [], (None, None, "auto"), ((8, 8), {"cpu": 1, "gpu": 1})),
+        (GPU_NODES, [], (None, 3, "auto"), ((4, 4), {"cpu": 3, "gpu": 1})),  # two per node
+        (GPU_NODES, [], (None, None, "2"), ((4, 4), {"cpu": 1, "gpu": 2})),
+        (GPU_NODES, [], ((2, 4), 3, "auto"), ((2, 4), {"cpu": 3, "gpu": 1})),
+        (GPU_NODES, [], (None, None, "0"), ((1, 1), {"cpu": 8, "gpu": 0})),
         (LAPTOP, [{"CPU": 4, "GPU": 1}], (None, None, "auto"), ((1, 1), {"cpu": 1, "gpu": 1})),
         (
             LAPTOP,
@@ -35,73 +57,96 @@ GPUS = [{"CPU": 8, "GPU": 4}, {"CPU": 8, "GPU": 4}]
         (LAPTOP, None, ((3, 3), None, "1"), ((3, 3), {"cpu": 1, "gpu": 1})),
     ],
 )
-def test_workers_share_what_is_there(monkeypatch, there, coming, asked, group):
-    monkeypatch.setattr(cluster, "nodes", lambda: there)
-    monkeypatch.setattr(cluster, "launchable", lambda: coming)
-    assert cluster.worker_group(*asked) == group
+def test_worker_group_fits_the_nodes(set_nodes, alive, launchable, requested, resolved):
+    set_nodes(alive, launchable)
+    assert cluster.resolve_worker_group(*requested) == resolved
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("launchable", "requested", "message"),
     [
-        (((3, 3), None, "auto"), "the cluster has room for 2"),
-        (((3, 8), None, "auto"), "the cluster has room for 2"),
-        (((1, 1), 4, "auto"), "1 worker with 4 CPUs and 0 GPUs: the cluster has room for 0"),
-        (((1, 1), None, "1"), "the cluster has room for 0"),
-        (((1, 1), None, "1.5"), "--gpus-per-worker 1.5"),
-        (((2, 2), None, "0.5"), "cannot share a GPU"),
-        (((1, 1), None, "many"), "--gpus-per-worker many"),
+        ([], ((3, 3), None, "auto"), "room for 2, and can launch nodes for no more"),
+        ([], ((3, 8), None, "auto"), "room for 2"),
+        ([], ((1, 1), 4, "auto"), "1 worker with 4 CPUs and 0 GPUs: the cluster has room for 0"),
+        ([], ((1, 1), None, "1"), "room for 0"),
+        ([], ((1, 1), None, "1.5"), "--gpus-per-worker 1.5"),
+        ([], ((2, 2), None, "0.5"), "cannot share a GPU"),
+        ([], ((1, 1), None, "many"), "--gpus-per-worker many: must be a number or auto"),
+        ([{"CPU": 4}] * 3, ((1, 1), 100, "auto"), "nodes for no more"),
+        ([{"CPU": 4}] * 3, ((64, 64), 1, "auto"), "room for 2, and can launch nodes for 12 more"),
     ],
 )
-def test_what_will_never_be_there_is_refused(monkeypatch, asked, said):
-    monkeypatch.setattr(cluster, "nodes", lambda: LAPTOP)
-    monkeypatch.setattr(cluster, "launchable", lambda: [])
-    with pytest.raises(Trouble, match=said):
-        cluster.worker_group(*asked)
+def test_worker_group_that_cannot_fit_is_refused(set_nodes, launchable, requested, message):
+    set_nodes(LAPTOP, launchable)
+    with pytest.raises(UserError, match=message):
+        cluster.resolve_worker_group(*requested)
 
 
 @pytest.mark.parametrize(
-    ("workers", "cpus", "said"),
+    ("alive", "launchable", "requested", "resolved"),
     [
-        ((1, 1), 100, "nodes for no more"),
-        ((64, 64), 1, "room for 2, and can launch nodes for 12 more"),
+        (LAPTOP, [], (1, "auto"), {"cpu": 1, "gpu": 0}),
+        (GPU_NODES, [], (2, "auto"), {"cpu": 2, "gpu": 0.25}),
+        (LAPTOP, [{"CPU": 4, "GPU": 1}], (4, "auto"), {"cpu": 4, "gpu": 0.25}),
+        (LAPTOP, None, (64, "1"), {"cpu": 64, "gpu": 1}),  # may be launchable
+        (GPU_NODES, [], (1, "2"), {"cpu": 1, "gpu": 2}),
     ],
 )
-def test_nodes_that_may_come_must_have_the_room_too(monkeypatch, workers, cpus, said):
-    monkeypatch.setattr(cluster, "nodes", lambda: LAPTOP)
-    monkeypatch.setattr(cluster, "launchable", lambda: [{"CPU": 4}] * 3)
-    with pytest.raises(Trouble, match=said):
-        cluster.worker_group(workers, cpus, "auto")
+def test_trial_resources_fit_one_node(set_nodes, alive, launchable, requested, resolved):
+    set_nodes(alive, launchable)
+    assert cluster.resolve_trial_resources(*requested) == resolved
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("requested", "message"),
     [
-        ((4096, "auto"), "no node has room for 4096 CPUs and 0 GPUs: the cluster has 2 CPUs"),
-        ((1, "1"), "no node has room for 1 CPU and 1 GPU"),
+        ((4096, "auto"), "no node has 4096 CPUs and 0 GPUs: the cluster has 2 CPUs"),
+        ((1, "1"), "no node has 1 CPU and 1 GPU"),
         ((1, "some"), "must be a number or auto"),
-        ((1, "1.5"), "must be a part of one GPU, or whole ones"),
-        ((1, "nan"), "must be a part of one GPU, or whole ones"),
+        ((1, "1.5"), "must be a fraction below 1 or a whole number"),
+        ((1, "nan"), "must be a fraction below 1 or a whole number"),
     ],
 )
-def test_what_no_trial_can_have_is_refused(monkeypatch, asked, said):
-    monkeypatch.setattr(cluster, "nodes", lambda: LAPTOP)
-    monkeypatch.setattr(cluster, "launchable", lambda: [])
-    with pytest.raises(Trouble, match=said):
-        cluster.resources(*asked)
+def test_trial_resources_that_no_node_has_are_refused(set_nodes, requested, message):
+    set_nodes(LAPTOP, [])
+    with pytest.raises(UserError, match=message):
+        cluster.resolve_trial_resources(*requested)
 
 
-@pytest.mark.parametrize(("share", "slots"), [(0.25, 12), (0.1, 30), (0.4, 6), (0.6, 3), (2, 1)])
-def test_a_part_of_a_gpu_is_of_one_gpu(monkeypatch, share, slots):
-    monkeypatch.setattr(cluster, "nodes", lambda: [{"CPU": 64, "GPU": 3}])
-    monkeypatch.setattr(cluster, "launchable", lambda: [])
-    assert cluster.plan({"cpu": 1, "gpu": share}, None).startswith(f"{slots} at a time;")
+@pytest.mark.parametrize(("gpus", "slots"), [(0.25, 12), (0.1, 30), (0.4, 6), (0.6, 3), (2, 1)])
+def test_gpu_fraction_is_of_one_gpu(set_nodes, gpus, slots):
+    set_nodes([{"CPU": 64, "GPU": 3}], [])
+    description = cluster.describe_capacity({"cpu": 1, "gpu": gpus}, None)
+    assert description.startswith(f"{slots} concurrent trial")
 
 
-def test_a_folder_too_deep_for_rays_sockets_is_told(monkeypatch):
+ON_PREMISES = """
+cluster_name: lab
+provider: {type: local, head_ip: 192.0.2.1, worker_ips: [192.0.2.2, 192.0.2.3]}
+auth: {ssh_user: me}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "launchable"),
+    [((REPO / "cluster.yaml").read_text(), [{"CPU": 4, "GPU": 1}] * 4), (ON_PREMISES, None)],
+    ids=["cluster_yaml", "on_premises"],
+)
+def test_launchable_nodes_are_unknown_on_premises_only(text, launchable):
+    """With provider `local`, the resources of a node are known after it has joined."""
+    assert autoscaling._nodes_of(prepare_config(yaml.safe_load(text))) == launchable
+
+
+@pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:1"])
+def test_unreachable_cluster_is_reported(address):
+    with pytest.raises(UserError, match=f"^--address {re.escape(address)}: .*running"):
+        cluster.connect(address)
+
+
+def test_ray_tmpdir_too_long_for_sockets_is_reported(monkeypatch):
     def init(**_: object) -> None:
         raise OSError("AF_UNIX path length cannot exceed 107 bytes: /deep")
 
     monkeypatch.setattr(cluster.ray, "init", init)
-    with pytest.raises(Trouble, match=r"^RAY_TMPDIR: too long for .* sockets"):
+    with pytest.raises(UserError, match=r"^RAY_TMPDIR: too long for .* sockets"):
         cluster.connect(None)

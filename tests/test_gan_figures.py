@@ -1,82 +1,77 @@
-"""analysis/gan.py, on a run of two epochs: what it draws, and what it refuses."""
+"""Figures of a run of jobs/gan.py, and of one that is made without Ray."""
 
-import math
 import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from matplotlib.image import imread
+from mnist_files import mnist_subset
 from PIL import Image
-from scripts import run
-from sets import part_of_mnist
+from processes import run_script
 
-from analysis import gan as drawing
-from analysis import images as pictures
-from analysis import interpolation, trials
-from analysis.results import NoResults, read_trials
-from models import checkpoint, classifier, digits, gan
+import analysis.gan
+from analysis import gan_figures, interpolation
+from analysis.results import read_trials
+from models import checkpoint, gan
+from models.classifier import load_classifier
 
-PICTURES = ("figure4", "figure5", "figure6", "losses", "quality_over_epochs", "digits", "nearest")
+NAMES = ("figure4", "figure5", "figure6", "losses", "quality_over_epochs", "digits", "nearest")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """The folder of a run on a small set: three epochs, the second is not kept."""
-    place = tmp_path_factory.mktemp("gan figures")
-    data = part_of_mnist(place / "set", 6400, 300)
-    flags = ["--data", data, "--epochs", 3, "--keep-every", 1, "--quality-every", 2]
-    flags += ["--cpus-per-worker", 1]  # of cores that others have work for, too
-    done = run("jobs/gan.py", *flags, "--storage", place, "--name", "small")
+    """The folder of a run of three epochs on a small dataset; epoch 1 is not evaluated."""
+    folder = tmp_path_factory.mktemp("gan figures")
+    data = mnist_subset(folder / "dataset", 6400, 300)
+    flags = ["--data", data, "--epochs", 3, "--keep-every", 1, "--eval-every", 2]
+    flags += ["--cpus-per-worker", 1, "--storage", folder, "--name", "small"]
+    done = run_script("jobs/gan.py", *flags)
     assert done.returncode == 0, done.stdout + done.stderr
-    return place / "small"
+    return folder / "small"
 
 
 @pytest.fixture(scope="module")
-def seen_digits(trained) -> list[int]:
-    """The digits that the classifier sees in what the small run's generator draws."""
-    trial, generators = drawing.read_run(str(trained))
-    found = sorted(
-        interpolation.find_latents(generators[3], trial.config["seed"], classifier.load())
-    )
-    assert len(found) > 1  # else there is nothing to interpolate between
-    return found
-
-
-@pytest.fixture(scope="module")
-def drawn(trained) -> tuple[Path, str]:
+def plotted(trained) -> tuple[Path, str]:
+    """The folder of figures of analysis/gan.py, and what it printed."""
     out = trained.parent / "figures"
-    done = run("analysis/gan.py", trained, "--out", out)
+    done = run_script("analysis/gan.py", trained, "--out", out)
     assert done.returncode == 0, done.stdout + done.stderr
     return out, done.stdout
 
 
-def test_every_figure_is_drawn_with_its_numbers_and_named(drawn):
-    out, said = drawn
-    for name in PICTURES:
-        assert imread(out / f"{name}.png").shape[1] > 400
+def test_script_writes_each_figure_with_its_data(plotted):
+    out, output = plotted
+    for name in NAMES:
+        with Image.open(out / f"{name}.png") as image:
+            assert image.width > 400
+            assert len(image.text["Description"]) > 30
         assert len(pd.read_csv(out / f"{name}.csv")) > 0
-        assert f"{out / name}.png" in said
-    assert "epoch 3 of 3, 10000 samples" in said
+        assert f"{out / name}.png\n" in output
+    assert "epoch 3 of 3, 10000 samples" in output
 
 
-def test_the_animation_has_a_picture_for_each_checkpoint(drawn):
-    out, _ = drawn
-    with Image.open(out / "training.gif") as film:
-        # The still ones at the end may be stored as one, shown longer.
-        assert film.n_frames >= 4
-        film.seek(3)
+def test_gif_has_a_frame_per_checkpoint(plotted):
+    out, _ = plotted
+    with Image.open(out / "training.gif") as animation:
+        # The repeated frames at the end may be stored as one that is shown longer.
+        assert animation.n_frames >= 4
 
 
-def test_the_table_of_quality_is_measured_and_has_its_anchors(drawn, trained):
-    """The generated column is what the job wrote of the same epoch: two ways to one number."""
-    out, _ = drawn
-    table = pd.read_csv(out / "quality.csv", index_col="measure")
+def test_quality_agrees_with_the_metrics_of_the_job(plotted, trained):
+    out, _ = plotted
+    table = pd.read_csv(out / "quality.csv", index_col="metric")
     assert list(table) == ["generated", "training images", "uniform noise"]
     (trial,) = read_trials(str(trained))
     for name, value in table["generated"].items():
         assert trial.rows[-1][name] == pytest.approx(value, rel=1e-3, abs=1e-3), name
+    evaluated = [row["epoch"] for row in trial.rows if "frechet_distance" in row]
+    assert pd.read_csv(out / "quality_over_epochs.csv")["epoch"].tolist() == evaluated == [2, 3]
+
+
+def test_baselines_enclose_the_generated_images(plotted):
+    out, _ = plotted
+    table = pd.read_csv(out / "quality.csv", index_col="metric")
     distances = table.loc["frechet_distance"]
     assert distances["training images"] < distances["generated"] < distances["uniform noise"]
     assert table.loc["precision", "training images"] > 0.5
@@ -84,164 +79,108 @@ def test_the_table_of_quality_is_measured_and_has_its_anchors(drawn, trained):
     assert counts.sum().tolist() == [10_000, 6400, 10_000]
 
 
-def test_the_same_latent_vectors_are_drawn_at_the_kept_epochs(trained):
-    trial, generators = drawing.read_run(str(trained))
-    assert list(generators) == [0, 1, 2, 3]
-    z = drawing.grid_latents(trial)
-    assert torch.equal(z, drawing.grid_latents(trial))
-    start = gan.GAN(100, 0, 0.0002, (0.5, 0.999)).generator
-    torch.testing.assert_close(gan.draw(generators[0], z), gan.draw(start, z))
+def test_generators_are_those_of_the_checkpoints(gan_run):
+    trial, generators = gan_figures.read_run(str(gan_run))
+    assert list(generators) == [0, 1, 2]
+    z = gan_figures.grid_latents(trial)
+    assert torch.equal(z, gan_figures.grid_latents(trial))
+    initial = gan.GAN(100, 0, 0.0002, (0.5, 0.999)).generator
+    torch.testing.assert_close(gan.generate(generators[0], z), gan.generate(initial, z))
 
 
-def test_a_pair_is_drawn_alone_with_seven_images_between_its_ends(
-    called, trained, seen_digits, tmp_path
+def test_interpolation_has_seven_images_between_two_digits(
+    call_main, trained, few_samples, tmp_path
 ):
-    start, end = seen_digits[0], seen_digits[-1]
-    done = called(drawing.main, trained, "--out", tmp_path, "--from", start, "--to", end)
-    name = f"figure7_{start}_to_{end}"
-    assert (done.returncode, done.stdout) == (0, f"{tmp_path / name}.png\n"), done.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png", f"{name}.csv"}
-    table = pd.read_csv(tmp_path / f"{name}.csv")
-    assert len(table) == 2 * 9
-    for path, row in table.groupby("path"):
-        assert path in ("linear", "spherical")
-        assert row["t"].tolist() == pytest.approx([i / 8 for i in range(9)])
-        assert [row["digit"].iloc[0], row["digit"].iloc[-1]] == [start, end]
-
-
-def test_the_paths_join_their_ends_and_the_arc_keeps_the_length():
-    start, end = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 3.0])
-    t = torch.linspace(0, 1, 5)
-    for path in (interpolation.lerp, interpolation.slerp):
-        torch.testing.assert_close(path(start, end, t)[[0, -1]], torch.stack([start, end]))
-    arc = interpolation.slerp(start, end, t)
-    torch.testing.assert_close(arc.norm(dim=1), torch.full((5,), 3.0))
-    quarter = torch.tensor([3 * math.cos(math.pi / 8), 3 * math.sin(math.pi / 8)])
-    torch.testing.assert_close(arc[1], quarter)
-    torch.testing.assert_close(interpolation.lerp(start, end, t)[2], torch.tensor([1.5, 1.5]))
-
-
-def test_an_even_path_has_a_smoothness_of_one_and_a_jump_more():
-    even = torch.arange(9.0)[:, None].expand(9, 3)
-    assert interpolation.smoothness(even) == pytest.approx(1)
-    jump = torch.tensor([[0.0], [0.0], [0.0], [4.0], [4.0]])
-    assert interpolation.smoothness(jump) == pytest.approx(4)
-
-
-def test_a_grid_shows_each_image_in_its_place():
-    images = torch.arange(6.0)[:, None].expand(6, digits.PIXELS)
-    grid = pictures.tiled(images, columns=3)
-    assert grid.shape == (60, 90)
-    assert grid[15, 15::30].tolist() == [0, 1, 2]
-    assert grid[45, 15::30].tolist() == [3, 4, 5]
-    assert (grid[30] == -1).all()
-
-
-def test_what_is_seen_in_real_digits_is_what_they_are():
-    test = digits.load().test
-    seen = pictures.seen_table(digits.scaled(test.images[:200]), classifier.load())
-    assert (torch.tensor(seen["digit"].to_numpy()) == test.labels[:200]).double().mean() > 0.97
+    trial, generators = gan_figures.read_run(str(trained))
+    digits = interpolation.find_latents(generators[3], trial.config["seed"], load_classifier())
+    assert len(digits) > 1  # the run generates more than one digit
+    start, end = min(digits), max(digits)
+    done = call_main(analysis.gan.main, trained, "--out", tmp_path, "--from", start, "--to", end)
+    path = tmp_path / f"figure7_{start}_to_{end}.png"
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{path}\n", "")
+    assert {*tmp_path.iterdir()} == {path, path.with_suffix(".csv")}
+    table = pd.read_csv(path.with_suffix(".csv"))
+    assert {*table["path"]} == {"linear", "spherical"}
+    for _, rows in table.groupby("path"):
+        assert rows["t"].tolist() == pytest.approx([i / 8 for i in range(9)])
+        assert [rows["digit"].iloc[0], rows["digit"].iloc[-1]] == [start, end]
 
 
 @pytest.fixture
-def few_samples(monkeypatch) -> int:
-    """How many samples of a generator are looked at: as many as a test of a message needs."""
-    monkeypatch.setattr(gan, "SAMPLES", 1000)
-    return 1000
+def gan_copy(gan_run, tmp_path) -> Path:
+    """A copy of the run made without Ray, which a test may damage."""
+    return shutil.copytree(gan_run, tmp_path / "small-gan")
 
 
 @pytest.fixture
-def refusal(called):
-    def refused_with(*arguments: object) -> str:
-        done = called(drawing.main, *arguments)
-        assert (done.returncode, done.stdout) == (2, "")
-        (line,) = done.stderr.splitlines()
-        return line
-
-    return refused_with
+def few_samples(monkeypatch) -> None:
+    """Evaluates fewer samples, where the numbers do not matter."""
+    monkeypatch.setattr(gan, "NUM_EVAL_SAMPLES", 1000)
 
 
-def test_what_cannot_be_drawn_is_told_in_one_line(refusal, trained, foreign, tmp_path):
-    assert "two different digits" in refusal(trained, "--from", 3, "--to", 3)
-    assert "go together" in refusal(trained, "--from", 3)
-    assert "not a run of jobs/gan.py" in refusal(foreign)
-    assert "no such folder" in refusal(tmp_path / "nowhere")
-    notes = tmp_path / "notes"
-    notes.mkdir()
-    (notes / "notes.txt").touch()
-    assert "neither trials of Ray Tune nor a run of jobs/gan.py" in refusal(notes)
-    assert "invalid choice: 12" in refusal(trained, "--from", 12, "--to", 3)
-    assert "unrecognized arguments: --fro 3" in refusal(trained, "--fro", 3)
-    assert "required: RESULTS" in refusal()
-
-
-def test_digits_that_are_never_drawn_are_told_and_the_rest_is_drawn(
-    called, trained, few_samples, tmp_path
+@pytest.mark.parametrize(("pair", "code"), [([], 0), (["--from", 3, "--to", 8], 2)])
+def test_figure_7_is_left_out_if_its_digits_are_missing(
+    call_main, gan_copy, few_samples, tmp_path, pair, code
 ):
-    """A generator that draws nothing but one image: the classifier sees one digit in it."""
-    folder = shutil.copytree(trained, tmp_path / "small")
-    (trial,) = read_trials(str(folder))
-    last = max(trial.checkpoints(), key=lambda c: c.epoch)
-    for name, value in last.state["generator"].items():
-        if name == "11.weight":
-            value.zero_()
-    checkpoint.save(folder / last.name, last.state, trial.rows)
-    for pair, code in (([], 0), (["--from", 3, "--to", 8], 2)):
-        done = called(drawing.main, folder, "--out", tmp_path / "out", *pair)
-        assert done.returncode == code
-        assert f"never seen in {few_samples} samples" in done.stdout
-        assert done.stderr == (
-            "analysis/gan.py: no Figure 7: the digits to interpolate between are never drawn\n"
-        )
-    assert (tmp_path / "out" / "figure6.png").exists()
-    assert not list((tmp_path / "out").glob("figure7*"))
+    """The generator is made to generate a single image."""
+    (trial,) = read_trials(str(gan_copy))
+    latest = trial.latest_checkpoint()
+    latest.state["generator"]["11.weight"].zero_()
+    checkpoint.save(gan_copy / latest.name, latest.state, latest.history)
+    out = tmp_path / "out"
+    done = call_main(analysis.gan.main, gan_copy, "--out", out, *pair)
+    assert done.returncode == code
+    assert "digits missing from 1000 samples: " in done.stdout
+    assert done.stderr.endswith(".py: no Figure 7: the generator does not generate these digits\n")
+    assert (out / "figure6.png").exists() == (code == 0)
+    assert not list(out.glob("figure7*"))
 
 
-def test_a_run_before_its_first_epoch_is_drawn_as_it_is(called, trained, few_samples, tmp_path):
-    folder = shutil.copytree(trained, tmp_path / "small")
-    (folder / "result.json").unlink()
-    (trial,) = read_trials(str(folder))
-    for found in trial.checkpoints():
-        if found.epoch > 0:
-            shutil.rmtree(folder / found.name)
-    done = called(drawing.main, folder, "--out", tmp_path)
+def test_run_before_its_first_epoch_has_figures_without_losses(
+    call_main, gan_copy, few_samples, tmp_path
+):
+    for epoch in (1, 2):
+        shutil.rmtree(gan_copy / f"checkpoint_{epoch}")
+    done = call_main(analysis.gan.main, gan_copy, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert "epoch 0 of 3" in done.stdout
-    assert not (tmp_path / "losses.png").exists()
+    assert "epoch 0 of 2" in done.stdout
+    assert (tmp_path / "out" / "digits.png").exists()
+    assert not (tmp_path / "out" / "losses.png").exists()
 
 
-@pytest.mark.parametrize("content", ["{", "", "[]", "3"])
-def test_damaged_parameters_are_told(trained, tmp_path, content):
-    folder = shutil.copytree(trained, tmp_path / "small")
-    (folder / "params.json").write_text(content)
-    with pytest.raises(NoResults):
-        drawing.read_run(str(folder))
+def without_checkpoints(run: Path) -> None:
+    for folder in run.glob("checkpoint_*"):
+        shutil.rmtree(folder)
 
 
-def test_rows_that_are_lost_or_damaged_are_in_the_checkpoints(trained, tmp_path):
-    folder = shutil.copytree(trained, tmp_path / "small")
-    (undamaged,) = read_trials(str(folder))
-    (folder / "result.json").write_bytes(b"\xff\n3\nnull\n{}\n")
-    (trial,) = read_trials(str(folder))
-    assert trial.rows == undamaged.rows
+def without_images(run: Path) -> None:
+    params = run / "params.json"
+    params.write_text(params.read_text().replace("dataset", "no such folder"))
 
 
-def test_a_run_whose_images_are_gone_is_told(refusal, trained, tmp_path):
-    folder = shutil.copytree(trained, tmp_path / "small")
-    params = (folder / "params.json").read_text()
-    gone = params.replace(str(trained.parent / "set"), "/nowhere")
-    (folder / "params.json").write_text(gone)
-    assert "/nowhere/train-images-idx3-ubyte.gz" in refusal(folder)
+def with_another_latent_dim(run: Path) -> None:
+    state = gan.GAN(99, 0, 0.1, (0.9, 0.999)).state_dict()
+    checkpoint.save(run / "checkpoint_2", state, [{"training_iteration": n} for n in (1, 2)])
 
 
-def test_a_checkpoint_of_other_shapes_is_told(refusal, trained, tmp_path):
-    folder = shutil.copytree(trained, tmp_path / "small")
-    (trial,) = read_trials(str(folder))
-    last = folder / max(trial.checkpoints(), key=lambda c: c.epoch).name
-    checkpoint.save(last, gan.GAN(99, 0, 0.1, (0.9, 0.999)).state_dict(), trial.rows)
-    assert f"{last.name}: not a GAN with latent vectors of 100" in refusal(folder)
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without_checkpoints, "no valid checkpoint yet"),
+        (without_images, "no such folder/train-images-idx3-ubyte.gz"),
+        (with_another_latent_dim, "checkpoint_2: not a GAN with latent_dim 100"),
+    ],
+)
+def test_corrupt_run_is_refused_in_one_line(call_main, gan_copy, tmp_path, damage, message):
+    damage(gan_copy)
+    done = call_main(analysis.gan.main, gan_copy, "--out", tmp_path / "out")
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert message in line
+    assert not (tmp_path / "out").exists()
 
 
-def test_a_run_is_browsed_as_a_trial(called, trained):
-    done = called(trials.main, trained, "--columns", "trial,status,epoch,latent_dim")
-    assert done.stdout.split()[4:8] == ["small", "finished", "3", "100"]
+def test_tune_experiment_is_not_a_gan_run(call_main, third_party_experiment):
+    done = call_main(analysis.gan.main, third_party_experiment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith(f"{third_party_experiment}: not a run of jobs/gan.py\n")

@@ -1,324 +1,358 @@
-"""jobs/gan.py, run for real: workers of Ray Train that are killed, or lose their node."""
+"""jobs/gan.py: training by workers of Ray Train, faults, and errors of usage."""
 
 import json
 import os
 import re
-import shutil
 import signal
+import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import clusters
 import pytest
 import torch
+from mnist_files import mnist_subset
+from processes import running_script, session_without_agents, wait_for
 from ray import train
-from scripts import run, session_without_agents, started, wait_for
-from sets import part_of_mnist, write
 
 from analysis.results import read_trials
+from jobs import cluster, interrupt, storage, training
 from jobs import gan as job
-from jobs import interrupt, storage, training
-from models import checkpoint, digits, gan
+from models import checkpoint, gan, image_data
 
-EPOCHS, BATCH, BETAS = 5, 128, (0.9, 0.999)  # 50 steps: see BETAS in test_gan.py
-FLAGS = ["--epochs", EPOCHS, "--batch-size", BATCH, "--betas", "0.9,0.999"]
-FLAGS += ["--keep-every", 2, "--quality-every", 1]  # which makes an epoch last some seconds
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    """A set with ten batches to train on, and 13 images more."""
-    return part_of_mnist(tmp_path_factory.mktemp("data") / "few digits", 10 * BATCH + 13, 200)
+EPOCHS, BATCH_SIZE, BETAS = 5, 128, (0.9, 0.999)  # 50 steps: see BETAS in test_gan.py
+FLAGS = ["--epochs", EPOCHS, "--batch-size", BATCH_SIZE, "--betas", "0.9,0.999"]
+# Evaluations make some epochs last seconds: enough for a fault in the middle of the run.
+FLAGS += ["--keep-every", 2, "--eval-every", 2]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, images) -> Path:
-    """The folder of a run by two workers that nothing happened to."""
-    place = tmp_path_factory.mktemp("undisturbed")
-    done = run("jobs/gan.py", *FLAGS, "--data", images, "--workers", 2, "--storage", place)
+def data(tmp_path_factory) -> Path:
+    """A dataset with ten training batches and 13 more images."""
+    return mnist_subset(tmp_path_factory.mktemp("data") / "few digits", 10 * BATCH_SIZE + 13, 200)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster():
+    """A cluster with two CPUs, shared by the tests."""
+    with clusters.started("--num-cpus=2") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def reference_run(tmp_path_factory, data, ray_cluster) -> Path:
+    """The folder of an undisturbed run with two workers."""
+    storage = tmp_path_factory.mktemp("reference")
+    flags = [*FLAGS, "--data", data, "--workers", 2, "--storage", storage, "--name", "run"]
+    done = ray_cluster.run("jobs/gan.py", *flags)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 of 5 epochs done" in done.stdout
-    return place / "gan-report"
+    assert f"{EPOCHS} of {EPOCHS} epochs done" in done.stdout
+    return storage / "run"
 
 
-def rows(folder: Path) -> list[dict]:
-    """Returns the rows that are written, none before there are some."""
+def read_rows(folder: Path) -> list[dict]:
+    """Returns the rows of a run that may not have started yet."""
     path = folder / "result.json"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def checkpoints(folder: Path) -> list[checkpoint.Checkpoint]:
-    (trial,) = read_trials(str(folder))
-    return sorted(trial.checkpoints(), key=lambda c: c.epoch)
+def wait_for_rows(folder: Path, count: int, driver: subprocess.Popen) -> list[dict]:
+    """Waits for `count` epochs; each but the last has its checkpoint, written after its row."""
+    wait_for(lambda: len(read_rows(folder)) >= count, driver)
+    return read_rows(folder)
 
 
-def assert_same_end(folder: Path, other: Path) -> None:
-    found, expected = checkpoints(folder)[-1], checkpoints(other)[-1]
+def read_checkpoints(folder: Path) -> list[checkpoint.Checkpoint]:
+    (run,) = read_trials(str(folder))
+    return sorted(run.checkpoints(), key=lambda c: c.epoch)
+
+
+def assert_identical(folder: Path, reference: Path) -> None:
+    found, expected = read_checkpoints(folder)[-1], read_checkpoints(reference)[-1]
     assert found.epoch == expected.epoch == EPOCHS
     torch.testing.assert_close(found.state, expected.state, rtol=0, atol=0)
     measured = ("epoch", "loss_d", "loss_g", "d_real", "d_fake", "frechet_distance", "recall")
-    for row, same in zip(rows(folder), rows(other), strict=True):
-        assert [row[name] for name in measured] == [same[name] for name in measured]
+    for row, same in zip(read_rows(folder), read_rows(reference), strict=True):
+        assert [row.get(name) for name in measured] == [same.get(name) for name in measured]
 
 
-def assert_close_to_one_worker(folder: Path, images: Path) -> None:
-    """Holds a run against the same training in this process, without Ray and other workers."""
+def assert_close_to_single_worker(folder: Path, data: Path) -> None:
+    """Compares a run with the same training in this process, without Ray."""
     torch.set_num_threads(1)
-    one = gan.GAN(100, 0, 0.0002, BETAS)
-    pictures = digits.load(images).train.images
-    z = gan.latents("z", count=64, latent_dim=100)
-    for row in rows(folder):
-        means = gan.train_epoch(one, pictures, 0, row["epoch"], BATCH)
+    model = gan.GAN(100, 0, 0.0002, BETAS)
+    images = image_data.load(data).train.images
+    for row in read_rows(folder):
+        means = gan.train_epoch(model, images, 0, row["epoch"], BATCH_SIZE)
         found = torch.tensor([row[name] for name in ("loss_d", "loss_g", "d_real", "d_fake")])
         assert (found - means).abs().max() < 1e-2
     generator = gan.Generator(100)
-    generator.load_state_dict(checkpoints(folder)[-1].state["generator"])
-    assert (gan.draw(generator, z) - gan.draw(one.generator, z)).abs().mean() < 1e-2
+    generator.load_state_dict(read_checkpoints(folder)[-1].state["generator"])
+    z = gan.make_latents("z", count=64, latent_dim=100)
+    difference = gan.generate(generator, z) - gan.generate(model.generator, z)
+    assert difference.abs().mean() < 1e-2
 
 
-def test_two_workers_of_ray_train_what_one_process_does(undisturbed, images):
-    assert [row["workers"] for row in rows(undisturbed)] == [2] * EPOCHS
-    assert_close_to_one_worker(undisturbed, images)
+@pytest.mark.ray
+def test_multi_worker_matches_single_worker(reference_run, data):
+    assert [row["num_workers"] for row in read_rows(reference_run)] == [2] * EPOCHS
+    assert_close_to_single_worker(reference_run, data)
 
 
-def test_every_epoch_is_told_once_and_some_checkpoints_stay(undisturbed):
-    found = rows(undisturbed)
-    assert [row["epoch"] for row in found] == [1, 2, 3, 4, 5]
-    assert all(row["images_per_second"] > 0 and row["train_seconds"] > 0 for row in found)
-    assert {"frechet_distance", "precision", "coverage", "smallest_share"} <= found[0].keys()
-    assert [c.epoch for c in checkpoints(undisturbed)] == [0, 2, 4, 5]  # --keep-every 2, the newest
-    assert [c.history for c in checkpoints(undisturbed)] == [found[:n] for n in (0, 2, 4, 5)]
+@pytest.mark.ray
+def test_each_epoch_has_one_row(reference_run):
+    rows = read_rows(reference_run)
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5]
+    assert all(row["images_per_second"] > 0 and row["train_seconds"] > 0 for row in rows)
+    metrics = {"frechet_distance", "precision", "coverage", "rarest_class_fraction"}
+    evaluated = [row["epoch"] for row in rows if metrics <= row.keys()]
+    assert evaluated == [2, 4, 5]  # --eval-every 2, and the last one
 
 
-def test_before_training_the_networks_are_as_the_seed_starts_them(undisturbed):
-    start = gan.GAN(100, 0, 0.0002, BETAS).state_dict()
-    torch.testing.assert_close(checkpoints(undisturbed)[0].state, start, rtol=0, atol=0)
+@pytest.mark.ray
+def test_permanent_and_latest_checkpoints_are_kept(reference_run):
+    checkpoints, rows = read_checkpoints(reference_run), read_rows(reference_run)
+    assert [c.epoch for c in checkpoints] == [0, 2, 4, 5]  # --keep-every 2, and the latest
+    assert [c.history for c in checkpoints] == [rows[:n] for n in (0, 2, 4, 5)]
 
 
-def test_a_finished_run_says_so_and_does_nothing(undisturbed, images):
-    def state() -> dict[Path, float]:
-        return {path: path.stat().st_mtime for path in undisturbed.glob("**/*")}
-
-    before = state()
-    again = ["--data", images, "--workers", 2, "--storage", undisturbed.parent]
-    done = run("jobs/gan.py", *FLAGS, *again)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[0].startswith("5 of 5 epochs done")
-    assert state() == before
+@pytest.mark.ray
+def test_first_checkpoint_is_the_initialization_of_the_seed(reference_run):
+    initial = gan.GAN(100, 0, 0.0002, BETAS).state_dict()
+    torch.testing.assert_close(read_checkpoints(reference_run)[0].state, initial, rtol=0, atol=0)
 
 
-def test_a_worker_that_is_killed_makes_no_difference(tmp_path, images, undisturbed):
-    """Killed in the midst of an epoch, after the second one's checkpoint."""
-    flags = ["--data", images, "--workers", 2, "--storage", tmp_path, "--name", "killed"]
-    folder = tmp_path / "killed"
-    with started("jobs/gan.py", *FLAGS, *flags) as driver:
-        wait_for(lambda: len(rows(folder)) >= 3, driver)  # each is written before its checkpoint
-        first = rows(folder)[-1]["pid"]
-        os.kill(first, signal.SIGKILL)
+@pytest.mark.ray
+def test_finished_run_is_reported_without_ray_and_left_unchanged(
+    reference_run, data, monkeypatch, capsys
+):
+    def modification_times() -> dict[Path, float]:
+        return {path: path.stat().st_mtime for path in reference_run.glob("**/*")}
+
+    before = modification_times()
+    flags = [*FLAGS, "--data", data, "--storage", reference_run.parent, "--name", "run"]
+    monkeypatch.setattr(sys, "argv", ["gan.py", *map(str, flags)])
+    monkeypatch.setattr(cluster, "connect", None)  # calling it fails
+    assert job.main() == 0
+    assert capsys.readouterr().out.startswith(f"5 of 5 epochs done: {reference_run}\n")
+    assert modification_times() == before
+
+
+@pytest.mark.ray
+def test_resume_after_sigkill_of_a_worker_is_bit_identical(
+    tmp_path, data, reference_run, ray_cluster
+):
+    flags = [*FLAGS, "--data", data, "--workers", 2, "--storage", tmp_path, "--name", "run"]
+    folder = tmp_path / "run"
+    with ray_cluster.running("jobs/gan.py", *flags) as driver:
+        killed = wait_for_rows(folder, 3, driver)[-1]["pid"]
+        os.kill(killed, signal.SIGKILL)
         output, _ = driver.communicate(timeout=600)
     assert driver.returncode == 0, output
-    assert "2 of them go on from epoch" in output
-    assert "(raylet)" not in output  # Ray's own paragraph about it
-    found = rows(folder)
-    resumed = found[-1]["restored_epoch"]
+    assert "(raylet)" not in output  # Ray's own long message
+    rows = read_rows(folder)
+    resumed = rows[-1]["resumed_from_epoch"]
+    assert f"workers restarted (2), resuming from epoch {resumed}" in output
     assert 2 <= resumed < EPOCHS
-    assert [row["pid"] == first for row in found] == [True] * resumed + [False] * (EPOCHS - resumed)
-    assert_same_end(folder, undisturbed)
+    assert [row["pid"] == killed for row in rows] == [row["epoch"] <= resumed for row in rows]
+    assert_identical(folder, reference_run)
 
 
-def test_the_same_command_goes_on_after_its_driver_was_killed(tmp_path, images, undisturbed):
-    """And passes over checkpoints, and Ray's list of them, that were being written just then."""
-    flags = ["--data", images, "--workers", 2, "--storage", tmp_path, "--name", "killed"]
-    folder = tmp_path / "killed"
-    with started("jobs/gan.py", *FLAGS, *flags) as driver:
-        wait_for(lambda: len(rows(folder)) >= 3, driver)
+@pytest.mark.ray
+def test_resume_after_sigkill_of_the_driver_skips_corrupt_checkpoints(
+    tmp_path, data, reference_run, ray_cluster
+):
+    """The kill may truncate a checkpoint, or Ray's list of them, that is just being written."""
+    flags = [*FLAGS, "--data", data, "--workers", 2, "--storage", tmp_path, "--name", "run"]
+    folder = tmp_path / "run"
+    with ray_cluster.running("jobs/gan.py", *flags) as driver:
+        rank_0 = wait_for_rows(folder, 3, driver)[-1]["pid"]
         driver.kill()
         driver.wait()
-        wait_for(lambda: not session_without_agents(driver.pid))
-    done_before = [c.epoch for c in checkpoints(folder)]
-    last = checkpoints(folder)[-1].name
-    (folder / last / "state.pt").write_bytes(b"cut off")
+        wait_for(lambda: not Path(f"/proc/{rank_0}").exists())  # Ray ends the workers
+    *_, previous, last = read_checkpoints(folder)
+    (folder / last.name / "state.pt").write_bytes(b"truncated")
     (folder / "checkpoint_without_files").mkdir()
-    (folder / "checkpoint_manager_snapshot.json").write_text('{"cut')
-    done = run("jobs/gan.py", *FLAGS, *flags)
+    (folder / training.CHECKPOINT_INDEX).write_text('{"truncated')
+    done = ray_cluster.run("jobs/gan.py", *flags)
     assert done.returncode == 0, done.stdout + done.stderr
-    (told,) = re.findall("damaged and passed over: (.*)", done.stdout)
-    assert {last, "checkpoint_without_files"} <= set(told.split())  # and maybe one really cut off
-    assert rows(folder)[-1]["restored_epoch"] == done_before[-2]
-    assert_same_end(folder, undisturbed)
+    (names,) = re.findall("skipped corrupt checkpoints: (.*)", done.stdout)
+    assert {last.name, "checkpoint_without_files"} <= set(names.split())
+    assert read_rows(folder)[-1]["resumed_from_epoch"] == previous.epoch
+    assert_identical(folder, reference_run)
 
 
-def test_a_node_that_leaves_shrinks_the_run(tmp_path, images):
-    flags = ["--data", images, "--workers", "1-2", "--storage", tmp_path, "--name", "elastic"]
-    folder = tmp_path / "elastic"
-    with clusters.started() as cluster, cluster.node() as leave:
-        arguments = [*FLAGS, *flags, "--address", cluster.address]
-        with started("jobs/gan.py", *arguments, env=cluster.environment) as driver:
-            wait_for(lambda: len(rows(folder)) >= 2, driver)  # so the first has its checkpoint
-            leave()
-            output, _ = driver.communicate(timeout=600)
+@pytest.mark.ray
+def test_run_shrinks_when_a_node_is_lost(tmp_path, data):
+    """On its own cluster: for an elastic run, Ray counts the free CPUs of a used one with a delay.
+
+    It learns of a new node late, and keeps the CPUs of a killed driver reserved for 180 s.
+    """
+    flags = [*FLAGS, "--data", data, "--workers", "1-2", "--storage", tmp_path, "--name", "run"]
+    folder = tmp_path / "run"
+    with (
+        clusters.started() as own_cluster,
+        own_cluster.node() as kill_node,
+        own_cluster.running("jobs/gan.py", *flags) as driver,
+    ):
+        wait_for_rows(folder, 2, driver)
+        kill_node()
+        output, _ = driver.communicate(timeout=600)
     assert driver.returncode == 0, output
-    found = rows(folder)
-    resumed = found[-1]["restored_epoch"]
+    rows = read_rows(folder)
+    resumed = rows[-1]["resumed_from_epoch"]
     assert resumed >= 1
-    assert [row["workers"] for row in found] == [2] * resumed + [1] * (EPOCHS - resumed)
-    assert_close_to_one_worker(folder, images)
+    assert [row["num_workers"] for row in rows] == [2] * resumed + [1] * (EPOCHS - resumed)
+    assert_close_to_single_worker(folder, data)
 
 
-def test_losses_that_are_not_finite_end_the_run_and_say_why(tmp_path, images):
-    flags = ["--data", images, "--workers", 1, "--storage", tmp_path, "--lr", "1e30"]
-    done = run("jobs/gan.py", *FLAGS, *flags)
+@pytest.mark.ray
+def test_non_finite_losses_end_the_run_with_a_reason(tmp_path, data, ray_cluster):
+    flags = ["--data", data, "--workers", 1, "--storage", tmp_path, "--lr", "1e30"]
+    done = ray_cluster.run("jobs/gan.py", *FLAGS, *flags)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "failed: the losses of epoch 1 are not finite" in done.stdout
-    (trial,) = read_trials(str(tmp_path / "gan-report"))
-    assert trial.status == "failed"
-    assert trial.error.startswith("the losses of epoch 1 are not finite")
+    reason = "the losses of epoch 1 are not finite"
+    assert f"failed: {reason}" in done.stdout
+    (run,) = read_trials(str(tmp_path / "gan-report"))
+    assert run.status == "failed"
+    assert run.error.startswith(reason)
 
 
-def test_a_ctrl_c_ends_soon_and_says_how_to_go_on(tmp_path, images):
-    flags = ["--data", images, "--workers", 1, "--storage", tmp_path, "--fresh"]
-    flags += ["--epochs", 200]  # so that it is far from its end
-    with started("jobs/gan.py", *FLAGS, *flags) as driver:
-        wait_for(lambda: rows(tmp_path / "gan-report"), driver)
-        os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to the driver and its children
+@pytest.mark.ray
+def test_ctrl_c_stops_the_job_and_the_ray_that_it_started(tmp_path, data):
+    flags = [*FLAGS, "--data", data, "--storage", tmp_path, "--epochs", 200]
+    with running_script("jobs/gan.py", *flags) as driver:
+        wait_for_rows(tmp_path / "gan-report", 1, driver)
+        os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: the driver and its children
         output, _ = driver.communicate(timeout=300)
-    assert driver.returncode == 130, output
-    assert interrupt.ANSWER in output
-    wait_for(lambda: not session_without_agents(driver.pid))
-    assert "to continue: python" in output
-    assert "--fresh" not in output
+        assert driver.returncode == 130, output
+        wait_for(lambda: not session_without_agents(driver.pid))
+    assert interrupt.INTERRUPT_MESSAGE in output
+    assert "to resume: python" in output
     assert "Traceback" not in output
 
 
-class FailingTrainer:
-    def __init__(self, error: BaseException):
-        self.error = error
+class FakeTrainer:
+    """Raises an error, or writes a row, instead of training."""
+
+    def __init__(self, error: Exception | None = None, result: Path | None = None):
+        self.error, self.result = error, result
 
     def fit(self) -> None:
-        raise self.error
+        if self.error:
+            raise self.error
+        row = {"pid": 1, "epoch_end_time": 1.0, "corrupt_checkpoints": "checkpoint_1"}
+        self.result.write_text(json.dumps(row))
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "reasons"),
     [
-        (MemoryError(), "MemoryError: "),
+        (MemoryError(), ["MemoryError: "]),
         (
-            train.WorkerGroupError("both", {0: ValueError("no\nmore"), 1: OSError()}),
-            "ValueError: no",
+            train.WorkerGroupError("", {0: ValueError("a\nb"), 1: OSError("c"), 2: OSError("c")}),
+            ["ValueError: a", "OSError: c"],
         ),
     ],
 )
-def test_whatever_goes_wrong_is_told(tmp_path, error, said):
-    """Also an error without a word, and while the rows cannot be read."""
-    (tmp_path / "result.json").write_text('{"cut')
-    progress = training.Progress(storage.open_folder(str(tmp_path)), epochs=3)
-    assert training.run_training(FailingTrainer(error), progress)[0] == said
+def test_each_distinct_error_is_reported_once_in_one_line(tmp_path, error, reasons):
+    (tmp_path / "result.json").write_text('{"truncated')
+    progress = training.Progress(storage.open_dir(str(tmp_path)), epochs=3)
+    assert training.run_training(FakeTrainer(error), progress) == reasons
 
 
-def test_what_was_passed_over_is_told_however_quickly_training_ends(tmp_path, capsys):
-    class QuickTrainer:
-        def fit(self) -> None:
-            row = {"pid": 1, "ended_at": 1.0, "damaged": "checkpoint_1"}
-            (tmp_path / "result.json").write_text(json.dumps(row))
-
-    progress = training.Progress(storage.open_folder(str(tmp_path)), epochs=3)
-    assert training.run_training(QuickTrainer(), progress) == []
-    assert capsys.readouterr().out.count("damaged and passed over: checkpoint_1") == 1
+def test_unreadable_storage_is_reported_as_a_failure(tmp_path):
+    (tmp_path / "run").touch()  # a file instead of a folder
+    progress = training.Progress(storage.open_dir(str(tmp_path / "run")), epochs=3)
+    (reason,) = training.run_training(FakeTrainer(), progress)
+    assert reason.startswith("NotADirectoryError: ")
 
 
-def test_what_befell_all_workers_is_told_once(tmp_path):
-    progress = training.Progress(storage.open_folder(str(tmp_path)), epochs=3)
-    error = train.WorkerGroupError("all", {0: OSError("lost"), 1: OSError("lost"), 2: OSError()})
-    failures = training.run_training(FailingTrainer(error), progress)
-    assert failures == ["OSError: lost", "OSError: "]
-
-
-def test_a_storage_that_cannot_be_read_any_more_is_told(tmp_path):
-    (tmp_path / "run").touch()  # where the folder was
-    progress = training.Progress(storage.open_folder(str(tmp_path / "run")), epochs=3)
-    (failure,) = training.run_training(FailingTrainer(AssertionError()), progress)
-    assert failure.startswith("NotADirectoryError: ")
-
-
-def test_ray_trains_list_is_removed_if_it_is_damaged_or_names_what_is_gone(tmp_path):
-    folder = storage.open_folder(str(tmp_path))
-    names = ["checkpoint_1", "checkpoint_2"]
-    listed = {"checkpoint_results": [{"checkpoint_dir_name": name} for name in names]}
-    for name in names:
-        (tmp_path / name).mkdir()
-    snapshot = tmp_path / training.SNAPSHOT
-    training.mend_snapshot(folder)  # there is none
-    snapshot.write_text(json.dumps(listed))
-    training.mend_snapshot(folder)
-    assert snapshot.exists()
-    (tmp_path / "checkpoint_1").rmdir()
-    training.mend_snapshot(folder)
-    assert not snapshot.exists()
-    for content in ('{"cut', "[]", "{}"):
-        snapshot.write_text(content)
-        training.mend_snapshot(folder)
-        assert not snapshot.exists()
-
-
-def test_no_name_is_the_presets(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["gan.py", "--name", "none", "--preset", "quick"])
-    _, run_settings, _ = job.settings()
-    assert run_settings.name == "gan-quick"
+def test_corrupt_checkpoints_are_reported_once_even_if_training_is_short(tmp_path, capsys):
+    progress = training.Progress(storage.open_dir(str(tmp_path)), epochs=3)
+    trainer = FakeTrainer(result=tmp_path / "result.json")
+    assert training.run_training(trainer, progress) == []
+    assert capsys.readouterr().out.count("skipped corrupt checkpoints: checkpoint_1") == 1
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("index", "is_kept"),
     [
-        ("--workers 257", "a batch has 256 images"),
-        ("--workers 2-257", "a batch has 256 images"),
+        (None, False),
+        ({"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_1"}]}, True),
+        ({"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_2"}]}, False),
+        ('{"truncated', False),
+        ([], False),
+        ({}, False),
+    ],
+)
+def test_stale_checkpoint_index_is_removed(tmp_path, index, is_kept):
+    """Ray Train does not start if its list of checkpoints is corrupt or names a missing one."""
+    (tmp_path / "checkpoint_1").mkdir()
+    path = tmp_path / training.CHECKPOINT_INDEX
+    if index is not None:
+        path.write_text(index if isinstance(index, str) else json.dumps(index))
+    training.remove_stale_checkpoint_index(storage.open_dir(str(tmp_path)))
+    assert path.exists() == is_kept
+
+
+def test_default_name_is_that_of_the_preset(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gan.py", "--preset", "quick"])
+    _, launch, _ = job.parse_args()
+    assert launch.name == "gan-quick"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--workers 2-257", "--workers 257: must be at most --batch-size 256"),
         ("--workers 0", "must be a number, a range such as 2-8, or auto"),
         ("--workers 3-2", "must be a number, a range such as 2-8, or auto"),
         ("--workers many", "must be a number, a range such as 2-8, or auto"),
-        ("--cpus-per-worker 0", "1 or more"),
+        ("--cpus-per-worker 0", "must be at least 1"),
         ("--betas 0.9", "not two numbers"),
-        ("--betas 0.9,1", "from 0 to less than 1"),
-        ("--betas -0.5,0.9", "--betas -0.5,0.9: each is from 0"),
-        ("--epochs 0", "more than 0"),
-        ("--lr nan", "more than 0"),
-        ("--latent-dim 0", "more than 0"),
-        ("--latent-dim 1000000000", "10000 at most"),
-        ("--keep-every 0", "more than 0"),
-        ("--quality-every 0", "more than 0"),
-        ("--batch-size 1", "2 images or more"),
-        ("--batch-size 60001", "has 60000 images"),
+        ("--betas 0.9,1", "--betas 0.9,1.0: each must be in [0, 1)"),
+        ("--betas -0.5,0.9", "--betas -0.5,0.9: each must be in [0, 1)"),
+        ("--epochs 0", "must be positive"),
+        ("--lr nan", "must be positive and finite"),
+        ("--latent-dim 0", "must be positive"),
+        ("--latent-dim 1000000000", "must be at most 10000"),
+        ("--keep-every 0", "must be positive"),
+        ("--eval-every 0", "must be positive"),
+        ("--batch-size 1", "at least 2 images"),
+        ("--batch-size 60001", "has 60000 training images"),
         ("--data /nowhere", "/nowhere/train-images-idx3-ubyte.gz: No such file"),
-        ("--name a/b", "a name is made of"),
     ],
 )
-def test_bad_flags_are_told_in_one_line_and_nothing_is_written(complaint, tmp_path, flags, said):
-    place = tmp_path / "results"
-    assert said in complaint(job.main, "--storage", place, *flags.split())
-    assert not place.exists()
+def test_invalid_flags_are_refused_and_nothing_is_written(user_error_of, tmp_path, flags, message):
+    path = tmp_path / "results"
+    assert message in user_error_of(job.main, "--storage", path, *flags.split())
+    assert not path.exists()
 
 
-def test_a_set_with_too_few_test_images_is_told(complaint, tmp_path):
-    data = part_of_mnist(tmp_path / "set", 300, 5)
-    line = complaint(job.main, "--data", data, "--storage", tmp_path / "results")
+def test_too_few_test_images_are_refused(user_error_of, tmp_path):
+    data = mnist_subset(tmp_path / "dataset", 300, 5)
+    line = user_error_of(job.main, "--data", data, "--storage", tmp_path / "results")
     assert "5 test images are too few" in line
 
 
-def test_images_of_another_size_are_told(complaint, tmp_path):
-    for part in ("train", "t10k"):
-        write(tmp_path, f"{part}-images-idx3-ubyte", [7] * 3 * 1024, 3, 32, 32)
-        write(tmp_path, f"{part}-labels-idx1-ubyte", [0, 4, 9], 3)
-    line = complaint(job.main, "--data", tmp_path, "--storage", tmp_path / "results")
-    assert "images of 32x32 pixels, and not of 28x28" in line
+@pytest.fixture
+def other_run(tmp_path) -> storage.StorageDir:
+    """The folder of a run with --betas 0.9,0.999; its only checkpoint has another latent_dim."""
+    folder = storage.run_dir(str(tmp_path), "run", fresh=False)
+    storage.acquire_run_dir(folder, [asdict(job.GANConfig(betas=BETAS))])
+    path = Path(folder.path, "checkpoint_1")
+    path.mkdir()
+    checkpoint.save(path, gan.GAN(99, 0, 0.1, BETAS).state_dict(), [{"epoch": 1}])
+    return folder
 
 
-def test_other_settings_under_the_same_name_are_refused(complaint, undisturbed, images):
-    flags = [*FLAGS, "--data", images, "--storage", undisturbed.parent]
-    line = complaint(job.main, *flags, "--betas", "0.5,0.999")
-    assert "betas 0.9,0.999 there, 0.5,0.999 here" in line
+def test_run_with_other_settings_is_refused(user_error_of, other_run):
+    line = user_error_of(job.main, "--storage", other_run.parent, "--name", "run")
+    assert "(betas: 0.9,0.999 there, 0.5,0.999 here)" in line
 
 
-def test_a_checkpoint_of_other_shapes_is_told(complaint, undisturbed, images, tmp_path):
-    folder = shutil.copytree(undisturbed, tmp_path / "gan-report")
-    last = folder / checkpoints(folder)[-1].name
-    checkpoint.save(last, gan.GAN(99, 0, 0.1, BETAS).state_dict(), rows(folder))
-    line = complaint(job.main, *FLAGS, "--data", images, "--storage", tmp_path)
-    assert f"{last.name}: not a checkpoint of this GAN" in line
+def test_checkpoint_with_other_shapes_is_refused(user_error_of, other_run):
+    flags = ["--storage", other_run.parent, "--name", "run", "--betas", "0.9,0.999"]
+    line = user_error_of(job.main, *flags)
+    assert f"{other_run.uri}/checkpoint_1: not a checkpoint of this GAN" in line

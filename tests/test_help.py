@@ -1,4 +1,4 @@
-"""The help of every script: a screen of 80 columns that says how it is called."""
+"""The help of every script fits a screen and shows how to call it."""
 
 from importlib import import_module
 
@@ -6,16 +6,15 @@ import pytest
 
 SCRIPTS = [
     *("jobs.sweep", "jobs.gan"),
-    *("analysis.trials", "analysis.sweep", "analysis.horizon"),
-    *("analysis.gan", "analysis.report", "analysis.scale"),
+    *("analysis.trials", "analysis.sweep", "analysis.horizon", "analysis.gan", "analysis.report"),
     *("bench_sweep", "bench_gan", "bench_scale", "soak"),
 ]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_the_help_fits_a_screen_and_has_an_example(called, monkeypatch, name):
+def test_help_fits_80_by_60_characters_and_has_an_example(call_main, monkeypatch, name):
     monkeypatch.setenv("COLUMNS", "80")
-    done = called(import_module(name).main, "--help")
+    done = call_main(import_module(name).main, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 80

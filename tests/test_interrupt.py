@@ -1,4 +1,7 @@
-"""How a script ends, by Ctrl-C or otherwise, without Ray; the jobs' tests have Ctrl-C as well."""
+"""How scripts end: Ctrl-C during the imports, during the work and at exit; errors of a disk.
+
+Nothing here starts Ray; Ctrl-C during training is tested with the jobs.
+"""
 
 import errno
 import os
@@ -9,93 +12,102 @@ import time
 from pathlib import Path
 
 import pytest
-from scripts import TOP, started, wait_for
+from processes import REPO, running_script, wait_for
 
 from jobs import interrupt
-from jobs.flags import one_line
+from jobs.cli import run_main
 
-WORK = """
-import atexit, time
+SCRIPT = """
+import atexit, signal, time
 from jobs import interrupt
-from jobs.flags import one_line
+from jobs.cli import run_main
 
 def work():
-    print("at work", flush=True)
-    for _ in range(600):  # a signal that comes just before a sleep waits for its end
+    print("working", flush=True)
+    for _ in range(600):  # short sleeps: a signal just before a sleep is handled after it
         time.sleep(0.1)
 
 def main():
     {main}
 
-one_line(main)
+run_main(main)
 """
+ACKNOWLEDGED = interrupt.INTERRUPT_MESSAGE + "\n"
 
 
-def interrupted(main: str, times: int, pause: float = 0) -> tuple[int, str, str]:
-    """Sends SIGINT as often as `main` says that it is at work; returns code, stdout and stderr."""
-    command = [sys.executable, "-c", WORK.format(main=main)]
+def run_interrupted(main: str, presses: int, pause: float = 0) -> tuple[int, str, str]:
+    """Sends SIGINT whenever `main` prints "working"; returns exit code, stdout and stderr.
+
+    Args:
+        presses: number of signals.
+        pause: seconds before each signal.
+    """
+    command = [sys.executable, "-c", SCRIPT.format(main=main)]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=TOP, stdout=pipe, stderr=pipe, text=True) as process:
-        for _ in range(times):
-            assert process.stdout.readline() == "at work\n"
+    with subprocess.Popen(command, cwd=REPO, stdout=pipe, stderr=pipe, text=True) as process:
+        for _ in range(presses):
+            assert process.stdout.readline() == "working\n"
             time.sleep(pause)
             process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
 
-def test_a_disk_that_fails_is_told_in_one_line(capsys, monkeypatch):
+def test_disk_error_is_one_line_with_exit_code_1(capsys, monkeypatch):
     def main() -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO), "/disk/file")
 
     monkeypatch.setattr(sys, "argv", ["job.py"])
-    with pytest.raises(SystemExit) as ended:
-        one_line(main)
-    assert ended.value.code == 1
+    with pytest.raises(SystemExit) as exit:
+        run_main(main)
+    assert exit.value.code == 1
     assert capsys.readouterr().err == "job.py: [Errno 5] Input/output error: '/disk/file'\n"
 
 
-def test_ctrl_c_is_answered_in_one_line():
-    assert interrupted("work()", 1) == (130, "", interrupt.ANSWER + "\n")
+CATCH_FIRST = """interrupt.DEBOUNCE_SECONDS = 600
+    try: work()
+    except KeyboardInterrupt:
+        try: work()
+        except KeyboardInterrupt: return 3"""
+IGNORE_SIGINT = """words = iter(["working"])
+    signal.signal(signal.SIGINT, lambda *_: [print(word, flush=True) for word in words])
+    work()"""
+WORK_AT_EXIT = """atexit.register(work)
+    try: work()
+    except KeyboardInterrupt: return 130"""
 
 
-@pytest.mark.parametrize("job", ["sweep", "gan"])
-def test_ctrl_c_while_a_job_imports_what_it_needs_is_no_traceback(job, tmp_path):
-    with started(f"jobs/{job}.py", "--storage", tmp_path) as driver:
-        loaded = Path(f"/proc/{driver.pid}/maps")
-        wait_for(lambda: "libtorch" in loaded.read_text(), driver)
-        driver.send_signal(signal.SIGINT)
-        output, _ = driver.communicate(timeout=300)
-    # The latter, with its answer, where the imports were over by then.
-    assert (driver.returncode, output) in [(-signal.SIGINT, ""), (130, interrupt.ANSWER + "\n")]
+@pytest.mark.parametrize(
+    ("main", "presses", "pause", "code"),
+    [
+        pytest.param("work()", 1, 0, 130, id="one_press"),
+        pytest.param(CATCH_FIRST, 2, 0, 3, id="second_press_within_debounce_time_is_ignored"),
+        pytest.param(
+            IGNORE_SIGINT, 2, 2 * interrupt.DEBOUNCE_SECONDS, 130, id="second_press_force_quits"
+        ),
+        pytest.param(WORK_AT_EXIT, 1, 0, 130, id="exit_handlers_are_skipped"),
+    ],
+)
+def test_ctrl_c_prints_one_line_and_ends_the_process(main, presses, pause, code):
+    assert run_interrupted(main, presses, pause) == (code, "", ACKNOWLEDGED)
 
 
-@pytest.mark.parametrize("name", ["gan", "horizon", "report", "scale", "sweep", "trials"])
-def test_ctrl_c_ends_an_analysis_without_a_traceback(name, tmp_path):
-    with started(f"analysis/{name}.py", tmp_path) as script:
-        loaded = Path(f"/proc/{script.pid}/maps")
-        # The first that it imports; a quick one may be over before it is seen.
-        wait_for(lambda: script.poll() is not None or "numpy" in loaded.read_text(), every=0.01)
-        script.send_signal(signal.SIGINT)
-        output, _ = script.communicate(timeout=300)
-    assert "Traceback" not in output
-    assert script.returncode in (-signal.SIGINT, 2)  # the latter where it was over by then
+JOBS = ["jobs/gan.py", "jobs/sweep.py"]
+ANALYSES = [f"analysis/{name}.py" for name in ("gan", "horizon", "report", "sweep", "trials")]
 
 
-def test_a_ctrl_c_that_comes_twice_at_once_is_one():
-    in_order = "interrupt.ONE_PRESS = 600  # seconds, on whatever machine\n    try: work()"
-    in_order += "\n    except KeyboardInterrupt:\n        try: work()"
-    in_order += "\n        except KeyboardInterrupt: return 3"
-    assert interrupted(in_order, 2) == (3, "", interrupt.ANSWER + "\n")
-
-
-def test_a_second_ctrl_c_ends_the_process_at_once():
-    deaf = "import signal\n    once = iter(['at work'])"
-    deaf += "\n    signal.signal(2, lambda *_: [print(word, flush=True) for word in once])"
-    deaf += "\n    work()"
-    assert interrupted(deaf, 2, 2 * interrupt.ONE_PRESS) == (130, "", interrupt.ANSWER + "\n")
-
-
-def test_what_a_process_does_at_its_exit_is_not_waited_for():
-    at_exit = "atexit.register(work)\n    try: work()\n    except KeyboardInterrupt: return 130"
-    assert interrupted(at_exit, 1) == (130, "", interrupt.ANSWER + "\n")
+@pytest.mark.parametrize("script", [*JOBS, *ANALYSES])
+def test_ctrl_c_during_imports_prints_no_traceback(script, tmp_path):
+    # A library that is loaded early: a script may be fast, and must not end before it is seen.
+    library = "libtorch" if script in JOBS else "numpy"
+    arguments = ["--storage", tmp_path] if script in JOBS else [tmp_path]
+    with running_script(script, *arguments) as process:
+        maps = Path(f"/proc/{process.pid}/maps")
+        wait_for(lambda: process.poll() is not None or library in maps.read_text(), every=0.01)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=300)
+    if process.returncode == -signal.SIGINT:
+        assert output == ""
+    else:  # the imports were over
+        assert process.returncode == (130 if script in JOBS else 2)
+        assert "Traceback" not in output

@@ -1,4 +1,4 @@
-"""The README's commands: what takes seconds is run; of all else, scripts and flags are there."""
+"""The README's commands: quick ones are run; of the others, scripts and flags exist."""
 
 import re
 import shlex
@@ -11,23 +11,23 @@ from pathlib import Path
 import click
 import pytest
 import yaml
+from processes import REPO
 from ray.scripts.scripts import cli
-from scripts import TOP
 
 import analysis.gan
 from models import gan
 
+pytestmark = pytest.mark.ray  # it runs the analysis of a real sweep
+
 PROGRAMS = ("python", "ray", "make", "pip", "tune", "tensorboard", ".")
-README = (TOP / "README.md").read_text()
-BLOCKS = [
-    block.replace("\n    ", "\n").strip() for block in re.findall(r"(?:^    .*\n)+", README, re.M)
-]
+README = (REPO / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.M | re.S)  # (language, text)
 
 
 def commands() -> list[str]:
-    """Returns every command of the README, whether it stands in a block or in a line."""
-    inline = re.findall(r"`([^`]+)`", README)
-    lines = [line for block in BLOCKS if not is_python(block) for line in block.splitlines()]
+    """Returns every command of the README, from its shell blocks and its prose."""
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", README, flags=re.M | re.S))
+    lines = [line for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
     found = []
     for line in [*lines, *inline]:
         words = shlex.split(line, comments=True) if line.count("'") % 2 == 0 else []
@@ -35,18 +35,14 @@ def commands() -> list[str]:
             words = words[1:]
         if words and re.fullmatch(r"(jobs|analysis|tests)/\w+\.py", words[0]) and words[1:]:
             line, words = f"python {line}", ["python", *words]
-        named = ["ray", "submit"], ["ray", "down"]  # in a sentence
-        if len(words) > 1 and words[0] in PROGRAMS and words not in named:
+        mentioned = ["ray", "submit"], ["ray", "up"], ["ray", "dashboard"], ["ray", "job", "submit"]
+        if len(words) > 1 and words[0] in PROGRAMS and words not in mentioned:
             found.append(line)
     return list(dict.fromkeys(found))
 
 
-def is_python(block: str) -> bool:
-    return block.startswith(("import ", "from "))
-
-
 def words_of(line: str) -> list[str]:
-    """Returns a command's words, without the variables that are set before it."""
+    """Returns the words of a command, without the variables before it."""
     words = shlex.split(
         line.removeprefix("(umask 077;").replace(" > /dev/null)", ""), comments=True
     )
@@ -55,7 +51,7 @@ def words_of(line: str) -> list[str]:
 
 @pytest.fixture
 def home(tiny, gan_run, tmp_path, monkeypatch) -> Path:
-    """A home whose ray_results has a sweep and a GAN's run, and which is the working folder."""
+    """A home with a sweep and a GAN in ray_results, which is also the working directory."""
     for name, run in {
         "figures": tiny,
         "more-seeds": tiny,
@@ -63,22 +59,22 @@ def home(tiny, gan_run, tmp_path, monkeypatch) -> Path:
         "gan-report": gan_run,
     }.items():
         shutil.copytree(run, tmp_path / "ray_results" / name)
-    (tmp_path / "fashion-mnist").symlink_to(gan_run.parent / "set")
+    (tmp_path / "fashion-mnist").symlink_to(gan_run.parent / "dataset")
     for folder in ("jobs", "analysis", "docs", "tests"):
-        (tmp_path / folder).symlink_to(TOP / folder)
-    monkeypatch.setattr(gan, "SAMPLES", 200)  # enough for figures that nobody looks at
+        (tmp_path / folder).symlink_to(REPO / folder)
+    monkeypatch.setattr(gan, "NUM_EVAL_SAMPLES", 200)  # no test reads these figures
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def check(words: list[str], home: Path, monkeypatch) -> None:
-    """Runs a command if it takes seconds, else looks whether its script and its flags are there."""
+    """Runs a command if it takes seconds; otherwise checks that script and flags exist."""
     program, *arguments = words
     if program == "python" and arguments[0] != "-m":
         check_script(arguments, home, monkeypatch)
     elif program == "make":
-        subprocess.run(["make", "-n", *arguments], cwd=TOP, check=True, capture_output=True)
+        subprocess.run(["make", "-n", *arguments], cwd=REPO, check=True, capture_output=True)
     elif program == "ray":
         check_ray(arguments, home, monkeypatch)
     elif program == "tune":
@@ -87,7 +83,7 @@ def check(words: list[str], home: Path, monkeypatch) -> None:
         )
         assert done.returncode == 0, done.stderr
         assert "lstm" in done.stdout
-    else:  # what is installed, and tensorboard, which is not of the suite
+    else:  # installation, and tensorboard, which is not part of the suite
         assert program in ("pip", "tensorboard", ".")
 
 
@@ -96,15 +92,15 @@ def check_script(words: list[str], home: Path, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     assert (home / script).exists()
     if script == "analysis/gan.py" and "--from" in arguments:
-        analysis.gan.parser().parse_args(arguments)  # the generator is too young to draw digits
+        analysis.gan.parse_args()  # this generator has trained too little to generate digits
     elif script.startswith("analysis/") and "s3://" not in " ".join(arguments):
         assert import_module(script.removesuffix(".py").replace("/", ".")).main() == 0
     elif script.startswith("jobs/"):
-        import_module(script.removesuffix(".py").replace("/", ".")).settings()
+        import_module(script.removesuffix(".py").replace("/", ".")).parse_args()
 
 
 def check_ray(words: list[str], home: Path, monkeypatch) -> None:
-    """Has Ray's own command line read the words; looks at what it would start on the cluster."""
+    """Parses the words with Ray's own command line; checks what it would run on the cluster."""
     arguments, _, rest = " ".join(map(shlex.quote, words)).partition(" -- ")
     command: click.Command = cli
     words = shlex.split(arguments)
@@ -112,39 +108,58 @@ def check_ray(words: list[str], home: Path, monkeypatch) -> None:
         command = command.get_command(click.Context(command), words.pop(0))
         assert command is not None
     context = click.Context(command, ignore_unknown_options=False)
-    read, _, _ = command.make_parser(context).parse_args([*words, *(["x"] if rest else [])])
-    started = shlex.split(rest)
-    if "script" in read:
-        script = read["script"] or words[1]
-        check_script([script, *started], home, monkeypatch)
-    elif started:
-        check(started, home, monkeypatch)
+    parsed, _, _ = command.make_parser(context).parse_args([*words, *(["x"] if rest else [])])
+    entrypoint = shlex.split(rest)
+    if "script" in parsed:
+        script = parsed["script"] or words[1]
+        check_script([script, *entrypoint], home, monkeypatch)
+    elif entrypoint:
+        check(entrypoint, home, monkeypatch)
 
 
 @pytest.mark.parametrize("line", commands())
-def test_a_command_of_the_readme_works(line, home, monkeypatch, capsys):
+def test_readme_command_works(line, home, monkeypatch, capsys):
     words = [str(home) + w[1:] if w.startswith("~/") else w for w in words_of(line)]
     check(words, home, monkeypatch)
 
 
-def test_the_readme_has_commands_of_each_kind():
+def test_readme_has_commands_of_every_program():
     programs = {words_of(line)[0] for line in commands()}
     assert programs == set(PROGRAMS)
     assert len(commands()) > 25
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if is_python(block)])
-def test_the_readmes_python_runs(block, home, capsys):
-    exec(compile(block.replace("~", str(home)), "README.md", "exec"), {})
+@pytest.mark.parametrize("code", [text for language, text in BLOCKS if language == "python"])
+def test_readme_python_runs(code, home, capsys):
+    exec(compile(code.replace("~", str(home)), "README.md", "exec"), {})
     assert capsys.readouterr().out
 
 
-def test_links_and_pictures_of_the_readme_and_the_pages_are_there():
-    for page in [TOP / "README.md", *(TOP / "docs").glob("*.md")]:
+def test_readme_file_tree_exists():
+    (tree,) = [text for language, text in BLOCKS if language == "text"]
+    folder = Path()
+    for line in tree.splitlines():
+        name = line.split()[0]
+        if not line.startswith(" "):
+            folder = Path(name) if name.endswith("/") else Path()
+            assert (REPO / name).exists(), name
+        else:
+            assert (REPO / folder / name).exists(), f"{folder / name}"
+
+
+def test_links_and_pictures_of_all_pages_exist():
+    for page in [REPO / "README.md", *(REPO / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_what_stands_for_machines_of_ones_own_is_read_as_yaml():
-    (block,) = [block for block in BLOCKS if block.startswith("provider:")]
-    assert yaml.safe_load(block).keys() == {"provider", "auth"}
+def test_lines_of_prose_have_at_most_100_characters():
+    for page in [REPO / "README.md", *(REPO / "docs").glob("*.md")]:
+        for number, line in enumerate(page.read_text().splitlines(), start=1):
+            exempt = line.startswith(("|", "!")) or "](" in line
+            assert exempt or len(line) <= 100, f"{page.name}:{number}"
+
+
+def test_local_provider_example_is_valid_yaml():
+    (text,) = [text for language, text in BLOCKS if language == "yaml"]
+    assert yaml.safe_load(text).keys() == {"provider", "auth"}

@@ -3,136 +3,154 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from models.palindromes import palindromes
-from models.randomness import generator
 from models.recurrent import (
     CELLS,
-    INPUTS,
+    INPUT_ENCODINGS,
     build,
     evaluate,
-    has_ended,
-    learning_rate,
+    lr_multiplier,
     predict,
+    should_stop,
     train_epoch,
 )
-
-PYTORCH = {"lstm": nn.LSTM, "rnn": nn.RNN}
-
-
-def pytorch_twin(network, cell):
-    """The same function made of PyTorch's own modules alone, with the same parameters."""
-    recurrent = PYTORCH[cell](1, network.prediction.in_features, batch_first=True)
-    prediction = nn.Linear(network.prediction.in_features, 10)
-    twin = nn.ModuleDict({"recurrent": recurrent, "prediction": prediction})
-    twin.to(network.prediction.weight.dtype).load_state_dict(network.state_dict())
-    return twin
+from models.rng import make_rng
 
 
-@pytest.mark.parametrize("batch", [1, 128])
-@pytest.mark.parametrize("length", [1, 2, 7, 35])
+@pytest.mark.parametrize(("length", "batch_size"), [(1, 1), (2, 128), (7, 1), (35, 128)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("input_encoding", INPUT_ENCODINGS)
 @pytest.mark.parametrize("cell", CELLS)
-def test_the_equations_are_what_pytorch_computes(cell, dtype, tolerance, length, batch):
-    network = build(cell, hidden=128, start="uniform", seed=length, length=max(length, 2)).to(dtype)
-    twin = pytorch_twin(network, cell)
-    digits = torch.randint(10, (batch, length), generator=generator("digits"), dtype=torch.uint8)
-    targets = torch.randint(10, (batch,), generator=generator("targets"))
+def test_equations_and_native_kernel_match_torch_modules(
+    cell, input_encoding, dtype, tolerance, length, batch_size
+):
+    """Compares the logits and the gradients of all parameters."""
+    network = build(cell, 128, "uniform", length, length, input_encoding).to(dtype)
+    digits = torch.randint(10, (batch_size, length), generator=make_rng("digits"))
+    targets = torch.randint(10, (batch_size,), generator=make_rng("targets"))
+    x = network.encode(digits)  # (length, batch_size, d_in)
+    twin = nn.ModuleDict(
+        {"rnn": CELLS[cell].rnn_class(x.shape[2], 128), "head": nn.Linear(128, 10)}
+    )
+    twin.to(dtype).load_state_dict(network.state_dict())
 
-    def logits_and_gradients(module, p):
-        gradients = torch.autograd.grad(
-            nn.functional.cross_entropy(p, targets), list(module.parameters())
-        )
+    def logits_and_gradients(module, logits):
+        gradients = torch.autograd.grad(F.cross_entropy(logits, targets), list(module.parameters()))
         names = [name for name, _ in module.named_parameters()]
-        return {"p": p.detach(), **dict(zip(names, gradients, strict=True))}
+        return {"logits": logits.detach(), **dict(zip(names, gradients, strict=True))}
 
-    outputs, _ = twin["recurrent"](digits.to(dtype).unsqueeze(2))
-    expected = logits_and_gradients(twin, twin["prediction"](outputs[:, -1]))
-    for written_out in (True, False):
-        found = logits_and_gradients(network, network(digits, written_out=written_out))
-        assert found.keys() == expected.keys()
-        for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, rtol=tolerance, atol=tolerance)
+    outputs, _ = twin["rnn"](x)
+    expected = logits_and_gradients(twin, twin["head"](outputs[-1]))
+    for reference in (True, False):
+        actual = logits_and_gradients(network, network(digits, reference=reference))
+        torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("inputs", INPUTS)
-@pytest.mark.parametrize("cell", CELLS)
-def test_the_equations_are_the_native_kernel_whatever_is_read(cell, inputs):
-    network = build(cell, 16, "uniform", 0, 7, inputs).double()
-    digits = palindromes(0, 7, 100).train.digits
-    torch.testing.assert_close(network(digits), network(digits, written_out=True))
-
-
-def test_what_is_read_of_a_digit():
-    digits = torch.arange(10, dtype=torch.uint8).view(10, 1)  # (batch, length)
-    read = {i: build("rnn", 4, "uniform", 0, 5, i).double().read(digits)[0] for i in INPUTS}
-    assert read["digit"].flatten().tolist() == list(range(10))
-    assert read["standard"].mean().item() == pytest.approx(0, abs=1e-12)
-    assert read["standard"].square().mean().item() == pytest.approx(1)
-    assert torch.equal(read["one-hot"], torch.eye(10, dtype=torch.float64))
-    with pytest.raises(ValueError, match="two-hot"):
-        build("rnn", 4, "uniform", 0, 5, "two-hot")
-
-
-def test_the_uniform_start_is_pytorchs_own_distribution():
-    for cell in CELLS:
-        network = build(cell, hidden=64, start="uniform", seed=0, length=5)
-        bound = 1 / math.sqrt(64)
-        for parameter in network.parameters():
-            assert parameter.abs().max() <= bound
-            assert parameter.abs().max() > 0.7 * bound
+def test_input_encodings():
+    digits = torch.arange(20, dtype=torch.uint8).view(2, 10) % 10  # (batch, length)
+    encoded = {
+        name: build("rnn", 4, "uniform", 0, 5, name).double().encode(digits)
+        for name in INPUT_ENCODINGS
+    }
+    assert {name: tuple(x.shape) for name, x in encoded.items()} == {
+        "raw": (10, 2, 1),
+        "standardized": (10, 2, 1),
+        "one-hot": (10, 2, 10),
+    }
+    for sequence in range(2):
+        x = {name: x[:, sequence] for name, x in encoded.items()}  # each (length, d_in)
+        assert x["raw"].flatten().tolist() == list(range(10))
+        assert x["standardized"].mean().item() == pytest.approx(0, abs=1e-12)
+        assert x["standardized"].square().mean().item() == pytest.approx(1)
+        assert torch.equal(x["one-hot"], torch.eye(10, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_the_orthogonal_start_makes_each_recurrent_matrix_orthogonal(cell):
-    network = build(cell, hidden=32, start="orthogonal", seed=0, length=5)
-    matrices = network.recurrent.weight_hh_l0.split(32)
-    assert len(matrices) == {"lstm": 4, "rnn": 1}[cell]
-    for matrix in matrices:
+def test_uniform_init_has_torchs_default_bound(cell):
+    network = build(cell, hidden_size=64, init="uniform", seed=0, length=5)
+    bound = 1 / math.sqrt(64)
+    for parameter in network.parameters():
+        assert 0.7 * bound < parameter.abs().max() <= bound
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_orthogonal_init_makes_each_recurrent_matrix_orthogonal(cell):
+    network = build(cell, hidden_size=32, init="orthogonal", seed=0, length=5)
+    for matrix in network.cell.weight_hh.split(32):  # one for each gate
         torch.testing.assert_close(matrix @ matrix.T, torch.eye(32), rtol=0, atol=1e-5)
 
 
-def test_the_chrono_start_spreads_the_forget_gates_time_scales_up_to_the_length():
-    network = build("lstm", hidden=512, start="chrono", seed=0, length=50)
-    biases = network.recurrent.bias_ih_l0 + network.recurrent.bias_hh_l0
-    b_i, b_f, _, _ = biases.chunk(4)
+def test_identity_init_copies_hidden_state():
+    cell = build("rnn", 32, "identity", 0, 5).cell
+    assert torch.equal(cell.weight_hh, torch.eye(32))
+    assert not (cell.bias_ih + cell.bias_hh).any()
+
+
+def lstm_gate_biases(init: str, hidden_size: int, length: int) -> tuple[torch.Tensor, ...]:
+    """Returns the biases of the gates i, f, g, o, each (hidden_size,)."""
+    cell = build("lstm", hidden_size, init, 0, length).cell
+    return (cell.bias_ih + cell.bias_hh).chunk(4)
+
+
+def test_forget_bias_init_sets_only_the_forget_gate():
+    uniform = lstm_gate_biases("uniform", 32, 5)
+    for gate, bias, default in zip(
+        "ifgo", lstm_gate_biases("forget_bias", 32, 5), uniform, strict=True
+    ):
+        assert torch.equal(bias, torch.ones(32) if gate == "f" else default)
+
+
+def test_chrono_init_spreads_time_scales_up_to_length():
+    b_i, b_f, b_g, b_o = lstm_gate_biases("chrono", 512, 50)
     assert torch.equal(b_i, -b_f)
-    scales = b_f.exp()
-    assert scales.min() >= 1
-    assert scales.max() <= 49
-    assert abs(scales.mean() - 25) < 3  # of U(1, 49); its standard error here is 0.6
-
-
-def test_the_identity_start_copies_the_hidden_state():
-    network = build("rnn", 32, "identity", 0, 5)
-    assert torch.equal(network.recurrent.weight_hh_l0, torch.eye(32))
-    assert not (network.recurrent.bias_ih_l0 + network.recurrent.bias_hh_l0).any()
-
-
-def test_the_forget_start_opens_the_forget_gates_and_no_other():
-    biases = [
-        (network.recurrent.bias_ih_l0 + network.recurrent.bias_hh_l0).chunk(4)
-        for network in (build("lstm", 32, start, 0, 5) for start in ("forget", "uniform"))
-    ]
-    for gate, ours, usual in zip("ifgo", *biases, strict=True):
-        assert torch.equal(ours, torch.ones(32) if gate == "f" else usual)
-
-
-def test_the_learning_rate_rises_in_the_warmup_and_falls_by_half_a_cosine():
-    assert [learning_rate(step, 100, 4, "none") for step in (0, 1, 3, 4, 99)] == [
-        0.25, 0.5, 1, 1, 1,
-    ]  # fmt: skip
-    assert learning_rate(0, 100, 0, "cosine") == 1
-    assert learning_rate(25, 100, 0, "cosine") == pytest.approx((1 + math.sqrt(0.5)) / 2)
-    assert learning_rate(50, 100, 0, "cosine") == pytest.approx(0.5)
-    assert learning_rate(100, 100, 0, "cosine") == pytest.approx(0)
-    assert learning_rate(1, 100, 10, "cosine") == pytest.approx(
-        0.2 * learning_rate(1, 100, 0, "cosine")
-    )
+    time_scales = b_f.exp()
+    assert time_scales.min() >= 1
+    assert time_scales.max() <= 49
+    assert abs(time_scales.mean() - 25) < 3  # of U(1, 49); its standard error here is 0.6
+    *_, default_g, default_o = lstm_gate_biases("uniform", 512, 50)
+    assert torch.equal(b_g, default_g)
+    assert torch.equal(b_o, default_o)
 
 
 @pytest.mark.parametrize(
-    ("accuracies", "hold", "ended"),
+    ("cell", "init"), [(name, init) for name, cell in CELLS.items() for init in cell.initializers]
+)
+def test_seed_determines_every_parameter(cell, init):
+    first, again, other = (build(cell, 16, init, seed, 9).state_dict() for seed in (1, 1, 2))
+    torch.testing.assert_close(again, first, rtol=0, atol=0)
+    # An initialization may set the recurrent matrix and the biases to constants, uniform none.
+    sampled = first if init == "uniform" else ("head.weight", "head.bias", "rnn.weight_ih_l0")
+    for name in sampled:
+        assert not torch.equal(first[name], other[name]), name
+
+
+@pytest.mark.parametrize(
+    ("cell", "init", "input_encoding", "message"),
+    [
+        ("transformer", "uniform", "raw", "unknown cell 'transformer': choose from .*lstm"),
+        ("rnn", "chrono", "raw", "unknown init 'chrono' of the rnn: choose from uniform"),
+        ("lstm", "he", "raw", "unknown init 'he' of the lstm: choose from uniform"),
+        ("lstm", "uniform", "two-hot", "unknown input encoding 'two-hot': choose from raw"),
+    ],
+)
+def test_build_rejects_unknown_names(cell, init, input_encoding, message):
+    with pytest.raises(ValueError, match=message):
+        build(cell, 8, init, 0, 5, input_encoding)
+
+
+def test_lr_multiplier_warms_up_linearly_and_decays_by_half_a_cosine():
+    warmup = [lr_multiplier(step, 100, 4, "constant") for step in (0, 1, 3, 4, 99)]
+    assert warmup == [0.25, 0.5, 1, 1, 1]
+    cosine = [lr_multiplier(step, 100, 0, "cosine") for step in (0, 25, 50, 100)]
+    assert cosine == pytest.approx([1, (1 + math.sqrt(0.5)) / 2, 0.5, 0])
+    both = lr_multiplier(1, 100, 10, "cosine")
+    assert both == pytest.approx(0.2 * lr_multiplier(1, 100, 0, "cosine"))
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "solved_epochs", "expected"),
     [
         ([], 1, False),
         ([0.1] * 4, None, False),
@@ -143,80 +161,66 @@ def test_the_learning_rate_rises_in_the_warmup_and_falls_by_half_a_cosine():
         ([1.0, 1.0, 0.5, 1.0], 3, False),
     ],
 )
-def test_a_training_ends_after_its_epochs_or_when_it_has_held_its_accuracy(accuracies, hold, ended):
-    assert has_ended([{"val_accuracy": a} for a in accuracies], 5, hold) is ended
+def test_training_stops_after_its_epochs_or_enough_solved_ones(accuracies, solved_epochs, expected):
+    history = [{"val_accuracy": accuracy} for accuracy in accuracies]
+    assert should_stop(history, 5, solved_epochs) is expected
 
 
-def test_the_seed_decides_the_start():
-    first, again, other = (build("lstm", 16, "chrono", seed, 9).state_dict() for seed in (1, 1, 2))
-    for name in first:
-        assert torch.equal(first[name], again[name])
-        if name != "recurrent.bias_hh_l0":  # where chrono holds the gates' part at zero
-            assert not torch.equal(first[name], other[name])
-
-
-@pytest.mark.parametrize(("cell", "start"), [("gru", "uniform"), ("rnn", "chrono"), ("lstm", "he")])
-def test_unknown_cells_and_starts_are_refused(cell, start):
-    with pytest.raises(ValueError, match=f"{cell}.*|{start}"):
-        build(cell, 8, start, 0, 5)
-
-
-def test_an_epoch_is_what_the_same_steps_written_by_hand_are():
+def test_train_epoch_matches_a_plain_training_loop():
     data = palindromes(0, 6, 400).train
-    order = torch.randperm(len(data), generator=generator("order"))
-    network, by_hand = (build("lstm", 16, "uniform", 0, 6) for _ in range(2))
+    perm = torch.randperm(len(data), generator=make_rng("perm"))
+    network, expected = (build("lstm", 16, "uniform", 0, 6) for _ in range(2))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
-    told = []
-    mean = train_epoch(network, optimizer, data, order, 100, clip=0.1, after_step=told.append)
-    assert told == [1, 2, 3]
+    steps = []
+    loss = train_epoch(network, optimizer, data, perm, 100, grad_clip=0.1, after_step=steps.append)
+    assert steps == [1, 2, 3]  # 320 sequences: three complete batches
 
-    optimizer, losses = torch.optim.SGD(by_hand.parameters(), lr=0.5), []
-    for step in range(3):  # 320 sequences: three whole batches
-        batch = order[100 * step : 100 * (step + 1)]
-        loss = nn.functional.cross_entropy(by_hand(data.digits[batch]), data.targets[batch])
+    optimizer, losses = torch.optim.SGD(expected.parameters(), lr=0.5), []
+    for batch in perm[:300].split(100):
+        batch_loss = F.cross_entropy(expected(data.digits[batch]), data.targets[batch])
         optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(by_hand.parameters(), 0.1)
-        assert norm > 0.1
+        batch_loss.backward()
+        norm = nn.utils.clip_grad_norm_(expected.parameters(), 0.1)
+        assert norm > 0.1  # so clipping has an effect
         optimizer.step()
-        losses.append(loss.item())
-    assert mean == pytest.approx(sum(losses) / 3, rel=1e-6)
-    for parameter, expected in zip(network.parameters(), by_hand.parameters(), strict=True):
-        assert torch.equal(parameter, expected)
+        losses.append(batch_loss.item())
+    assert loss == pytest.approx(sum(losses) / 3, rel=1e-6)
+    torch.testing.assert_close(network.state_dict(), expected.state_dict(), rtol=0, atol=0)
 
 
-def test_evaluation_is_over_every_sequence_whatever_the_batch():
+def test_evaluation_covers_every_sequence_at_any_batch_size():
     data = palindromes(0, 5, 1000).validation
     network = build("rnn", 16, "uniform", 0, 5)
     torch.testing.assert_close(predict(network, data, 7), predict(network, data, 1000))
     loss, accuracy = evaluate(network, data)
-    p = network(data.digits)
-    assert loss == pytest.approx(nn.functional.cross_entropy(p, data.targets).item(), rel=1e-5)
-    assert accuracy == (p.argmax(1) == data.targets).sum().item() / 200
+    logits = network(data.digits)
+    assert loss == pytest.approx(F.cross_entropy(logits, data.targets).item(), rel=1e-5)
+    assert accuracy == (logits.argmax(1) == data.targets).sum().item() / 200
 
 
-def test_a_look_at_the_accuracy_in_the_middle_of_an_epoch_leaves_the_network_in_training():
-    """A GPU's kernel, cuDNN's, takes no gradient of a network in evaluation mode."""
+def test_evaluation_within_an_epoch_keeps_training_mode():
+    """cuDNN, the kernel on a GPU, computes no gradient of a network in evaluation mode."""
     data = palindromes(0, 5, 1000)
     network = build("lstm", 16, "uniform", 0, 5)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     modes = []
 
-    def look(step: int) -> None:
+    def evaluate_after_step(step: int) -> None:
         evaluate(network, data.validation)
         modes.append(network.training)
 
-    train_epoch(network, optimizer, data.train, torch.arange(800), 400, after_step=look)
+    perm = torch.arange(800)
+    train_epoch(network, optimizer, data.train, perm, 400, after_step=evaluate_after_step)
     assert modes == [True, True]
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_network_learns_to_remember_the_first_digit(cell):
+def test_training_solves_short_palindromes(cell):
     data = palindromes(0, 3, 5000)
     network = build(cell, 64, "uniform", 0, 3)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.005)
     for epoch in range(8):
-        order = torch.randperm(len(data.train), generator=generator("order", epoch))
-        train_epoch(network, optimizer, data.train, order, batch_size=64)
+        perm = torch.randperm(len(data.train), generator=make_rng("perm", epoch))
+        train_epoch(network, optimizer, data.train, perm, batch_size=64)
     _, accuracy = evaluate(network, data.validation)
     assert accuracy > 0.99

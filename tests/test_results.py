@@ -2,26 +2,41 @@
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import pickle
+import shutil
+from functools import partial
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import ray
 import torch
-from experiments import FIRST, MEASURED, NAMES, logged, row, write_state, write_trial
+from fake_experiments import (
+    MEASURED,
+    TRIAL_NAMES,
+    make_row,
+    read_progress_csv,
+    write_state,
+    write_trial,
+)
+from fake_trials import make_trial, write_trials
 from ray.tune import ExperimentAnalysis, ResultGrid
 
 from analysis.results import (
+    CONFIG_COLUMNS,
     SILENCE_SECONDS,
-    TUNE_COLUMNS,
+    ResultsError,
     Trial,
     epochs_table,
+    read_finished,
+    read_sweeps,
     read_trials,
     trials_table,
 )
+
+FIRST = TRIAL_NAMES[0]
 
 
 def read(folder: Path) -> dict[str, Trial]:
@@ -33,198 +48,193 @@ def state_of(folder: Path) -> Path:
     return path
 
 
-def cut(path: Path, length: int) -> None:
-    path.write_bytes(path.read_bytes()[:length])
+def truncate(path: Path, fraction: float) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * fraction)])
 
 
-# What the tables hold
+# A sweep by Ray
 
 
-def test_the_table_has_a_row_for_each_trial_with_settings_and_last_metrics(tiny):
+def test_trials_table_has_settings_and_last_metrics(tiny):
     table = trials_table(read_trials(str(tiny)))
-    assert list(table["trial"]) == NAMES
+    assert list(table["trial"]) == TRIAL_NAMES
     assert set(table["experiment"]) == {"tiny"}
     assert set(table["status"]) == {"finished"}
     assert (set(table["failures"]), set(table["error"])) == ({0}, {""})
+    assert table.columns.is_unique
     for record in table.to_dict("records"):
-        last = logged(tiny / record["trial"])[-1]
-        for name in MEASURED:
-            assert record[name] == float(last[name])
+        last = read_progress_csv(tiny / record["trial"])[-1]
+        assert [record[name] for name in MEASURED] == [float(last[name]) for name in MEASURED]
         config = json.loads((tiny / record["trial"] / "params.json").read_text())
-        assert len(config) == 18
-        none = {name for name, value in config.items() if value is None}
-        assert none == {"clip", "hold"}
-        assert {name: record[name] for name in config.keys() - none} == {
-            name: config[name] for name in config.keys() - none
-        }
-        assert record["trial"] == "{cell}-{start}-length{length:03}-seed{seed}".format(**record)
+        assert config.keys() <= record.keys()
+        config = {name: value for name, value in config.items() if value is not None}
+        assert {name: record[name] for name in config} == config
 
 
-def test_the_table_of_epochs_has_a_row_for_each_epoch_of_each_trial(tiny):
+def test_epochs_table_has_settings_and_metrics_of_each_epoch(tiny):
     table = epochs_table(read_trials(str(tiny)))
-    assert [tuple(pair) for pair in table[["trial", "epoch"]].to_numpy()] == [
-        (name, epoch) for name in NAMES for epoch in (1, 2)
-    ]
-    records = iter(table.to_dict("records"))
-    for name in NAMES:
-        for line in logged(tiny / name):
-            record = next(records)
-            assert [record[n] for n in MEASURED] == [float(line[n]) for n in MEASURED]
-            assert (record["cell"], record["status"]) == (name.split("-")[0], "finished")
+    expected = [(name, row) for name in TRIAL_NAMES for row in read_progress_csv(tiny / name)]
+    assert len(expected) == 2 * len(TRIAL_NAMES)
+    for record, (name, row) in zip(table.to_dict("records"), expected, strict=True):
+        assert (record["trial"], record["status"]) == (name, "finished")
+        assert record["cell"] == name.split("-")[0]
+        assert [record[metric] for metric in MEASURED] == [float(row[m]) for m in MEASURED]
 
 
-def test_no_column_is_there_twice_and_none_is_nested(tiny):
-    for table in (f(read_trials(str(tiny))) for f in (trials_table, epochs_table)):
-        assert table.columns.is_unique
-        assert not [name for name in table if name == "config" or "/" in name]
-        assert not table.map(lambda value: isinstance(value, dict)).any(axis=None)
-
-
-def test_the_columns_known_as_tunes_are_those_that_tune_adds(tiny):
-    lines = (tiny / FIRST / "result.json").read_text().splitlines()
-    (summary,) = (tiny / FIRST).glob("checkpoint_000001/checkpoint.json")
-    reported = json.loads(summary.read_text())["history"][-1].keys()
-    added = json.loads(lines[-1]).keys() - reported - {"config"}
-    assert added <= set(TUNE_COLUMNS)
-    assert set(TUNE_COLUMNS) - added <= {
-        # reported by us, too, so that they are right after a restore; written by other readers
-        "training_iteration", "pid", "node_ip", "experiment_tag",
-    }  # fmt: skip
-
-
-def test_rays_own_reader_finds_the_same_last_metrics_and_settings(tiny):
-    theirs = ExperimentAnalysis(str(tiny)).dataframe().sort_values("trial_id")
+def test_rays_own_readers_find_the_same(tiny):
+    analysis = ExperimentAnalysis(str(tiny))
+    theirs = analysis.dataframe().sort_values("trial_id")
     ours = trials_table(read_trials(str(tiny))).sort_values("trial_id")
-    assert len(theirs) == len(NAMES)
-    assert list(theirs["trial_id"]) == list(ours["trial_id"])
-    for name in MEASURED:
+    for name in ("trial_id", *MEASURED):
         assert list(theirs[name]) == list(ours[name])
-    for name in ("cell", "length", "seed", "start", "epochs", "samples", "lr", "hidden"):
+    for name in ("cell", "length", "seed", "init", "epochs", "num_sequences", "lr", "hidden_size"):
         assert list(theirs[f"config/{name}"]) == list(ours[name])
+    rows = {
+        os.path.basename(result.path): list(result.metrics_dataframe["val_accuracy"])
+        for result in ResultGrid(analysis)
+    }
+    assert rows == {t.name: [r["val_accuracy"] for r in t.rows] for t in read(tiny).values()}
     assert not ray.is_initialized()
 
 
-def test_rays_own_reader_finds_the_same_epochs(tiny):
-    ours = read(tiny)
-    results = list(ResultGrid(ExperimentAnalysis(str(tiny))))
-    assert sorted(os.path.basename(result.path) for result in results) == NAMES
-    for result in results:
-        rows = ours[os.path.basename(result.path)].rows
-        assert list(result.metrics_dataframe["val_accuracy"]) == [r["val_accuracy"] for r in rows]
-    assert not ray.is_initialized()
+@pytest.mark.parametrize("lines_left", [0, 1, None])
+def test_checkpoints_have_rows_that_result_json_lacks(tiny, tiny_copy, lines_left):
+    result = tiny_copy / FIRST / "result.json"
+    lines = result.read_text().splitlines(keepends=True)
+    result.unlink() if lines_left is None else result.write_text("".join(lines[:lines_left]))
+    trial, complete = read(tiny_copy)[FIRST], read(tiny)[FIRST]
+    for metric in (*MEASURED, "sequences_per_second"):
+        assert [r[metric] for r in trial.rows] == [r[metric] for r in complete.rows]
+    assert ["date" in r for r in trial.rows] == [epoch <= (lines_left or 0) for epoch in (1, 2)]
+    assert trial.is_finished()
 
 
-def test_a_copy_elsewhere_reads_the_same(tiny, copy):
-    pd.testing.assert_frame_equal(
-        epochs_table(read_trials(str(tiny))), epochs_table(read_trials(str(copy)))
-    )
+class Bomb:
+    """Unpickling it creates a folder."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.marker),)
 
 
-# What a kill leaves
+def test_nothing_is_unpickled(tiny_copy, tmp_path):
+    marker = tmp_path / "unpickled"
+    bomb = pickle.dumps(Bomb(marker))
+    pickled = [tiny_copy / f"{name}.pkl" for name in ("tuner", "trainable", "search_gen_state")]
+    for name in TRIAL_NAMES:
+        pickled += [tiny_copy / name / "params.pkl", tiny_copy / name / "error.pkl"]
+    for path in pickled:
+        path.write_bytes(bomb)
+    state = state_of(tiny_copy)  # it contains pickles in hexadecimal digits
+    content = json.loads(state.read_text())
+    for pair in content["trial_data"]:
+        trial = json.loads(pair[0])
+        assert trial["storage"]["_type"] == "CLOUDPICKLE_FALLBACK"
+        trial["storage"]["value"] = trial["placement_group_factory"] = bomb.hex()
+        trial["config"]["extra"] = {"_type": "CLOUDPICKLE_FALLBACK", "value": bomb.hex()}
+        pair[0] = json.dumps(trial)
+    state.write_text(json.dumps(content))
+    assert {trial.latest_checkpoint().epoch for trial in read_trials(str(tiny_copy))} == {2}
+    assert len(trials_table(read_trials(str(tiny_copy)))) == len(TRIAL_NAMES)
+    assert not marker.exists()
+    with pytest.raises(Exception):  # noqa: B017, PT011 - Ray's reader does unpickle
+        ExperimentAnalysis(str(tiny_copy))
+    assert marker.exists()
 
 
-def test_rows_that_a_resumed_trial_repeats_count_once_and_the_later_ones_count(tmp_path):
-    rows = [row(1), row(2, loss=9.0), row(3, loss=9.0), row(2), row(3), row(4)]
+@pytest.mark.parametrize("save", [torch.save, partial(pickle.dump, protocol=2)])
+def test_checkpoint_that_is_not_only_weights_is_refused(tmp_path, save):
+    marker = tmp_path / "unpickled"
+    buffer = io.BytesIO()
+    save({"network": Bomb(marker)}, buffer)
+    folder = write_trial(tmp_path, "a", {}, [make_row(1)]) / "checkpoint_000000"
+    folder.mkdir()
+    (folder / "state.pt").write_bytes(buffer.getvalue())
+    sha256 = hashlib.sha256(buffer.getvalue()).hexdigest()
+    summary = {"epoch": 1, "sha256": sha256, "history": [make_row(1)]}
+    (folder / "checkpoint.json").write_text(json.dumps(summary))
+    with pytest.raises(pickle.UnpicklingError):
+        read(tmp_path)["a"].latest_checkpoint()
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(Bomb(marker)))
+    assert marker.exists()  # so that this test can fail
+
+
+# Interrupted and corrupt trials
+
+
+def test_rows_repeated_after_a_resume_count_once_and_the_last_one_counts(tmp_path):
+    rows = [
+        *(make_row(1), make_row(2, loss=9.0), make_row(3, loss=9.0)),
+        *(make_row(2), make_row(3), make_row(4)),
+    ]
     write_trial(tmp_path, "a", {}, rows)
-    assert read(tmp_path)["a"].rows == [row(1), row(2), row(3), row(4)]
+    assert read(tmp_path)["a"].rows == [make_row(n) for n in (1, 2, 3, 4)]
 
 
-def test_repeated_rows_of_a_real_sweep_change_nothing(tiny, copy):
-    result = copy / FIRST / "result.json"
-    lines = result.read_text().splitlines(keepends=True)
-    result.write_text("".join([*lines, *lines, lines[0]]))
-    assert read(copy)[FIRST].rows == read(tiny)[FIRST].rows
-    assert len(epochs_table(read_trials(str(copy)))) == 16
-
-
-@pytest.mark.parametrize("left", [0, 1, None])
-def test_rows_that_only_the_checkpoints_have_are_there(tiny, copy, left):
-    """`left` lines of result.json reached the storage, or not even the file did."""
-    result = copy / FIRST / "result.json"
-    lines = result.read_text().splitlines(keepends=True)
-    result.unlink() if left is None else result.write_text("".join(lines[:left]))
-    found, expected = read(copy)[FIRST].rows, read(tiny)[FIRST].rows
-    assert [[r[name] for name in MEASURED] for r in found] == [
-        [r[name] for name in MEASURED] for r in expected
-    ]
-    assert [r["sequences_per_second"] for r in found] == [
-        r["sequences_per_second"] for r in expected
-    ]
-    assert ["date" in r for r in found] == [epoch <= (left or 0) for epoch in (1, 2)]
-    assert read(copy)[FIRST].status == "finished"
-
-
-def test_a_last_line_cut_anywhere_is_no_row_and_harms_none(tmp_path):
-    result = write_trial(tmp_path, "a", {"lr": 0.1}, [row(1), row(2), row(3)]) / "result.json"
-    whole = result.read_bytes()
-    begin, end = whole.rindex(b"{", 0, whole.rindex(b'"config"') - 1), len(whole) - 1
-    assert json.loads(whole[begin:end])["training_iteration"] == 3
+def test_last_line_truncated_anywhere_is_no_row(tmp_path):
+    rows = [make_row(1), make_row(2), make_row(3)]
+    result = write_trial(tmp_path, "a", {"lr": 0.1}, rows) / "result.json"
+    complete = result.read_bytes()
+    begin, end = complete.rindex(b"\n", 0, -1) + 1, len(complete) - 1
     for length in range(begin, end):
-        result.write_bytes(whole[:length])
-        assert read(tmp_path)["a"].rows == [row(1), row(2)], whole[begin:length]
-    result.write_bytes(whole[:end])  # only the newline is missing
-    assert read(tmp_path)["a"].rows == [row(1), row(2), row(3)]
+        result.write_bytes(complete[:length])
+        assert read(tmp_path)["a"].rows == rows[:2], complete[begin:length]
+    result.write_bytes(complete[:end])  # only the newline is missing
+    assert read(tmp_path)["a"].rows == rows
 
 
-def test_a_line_that_was_cut_and_then_written_on_harms_no_other(copy, tiny):
-    """Tune appends: where a line was cut, the next one begins in the middle of it."""
-    result = copy / FIRST / "result.json"
-    first, second = result.read_text().splitlines(keepends=True)
-    result.write_text(first + first[:100] + second)
-    found = read(copy)[FIRST].rows
-    assert [r["val_accuracy"] for r in found] == [r["val_accuracy"] for r in read(tiny)[FIRST].rows]
+@pytest.mark.parametrize("damage", [b'{"loss": 0.5, "trai', b"\xff\n", b"3\n", b"null\n", b"{}\n"])
+def test_corrupt_line_harms_no_other_line_that_ends_before_it(tmp_path, damage):
+    result = write_trial(tmp_path, "a", {}, [make_row(1), make_row(2)]) / "result.json"
+    first, second = result.read_bytes().splitlines(keepends=True)
+    result.write_bytes(first + damage + second)  # Tune appends to a line that was truncated
+    written = [1] if not damage.endswith(b"\n") else [1, 2]
+    assert [row["training_iteration"] for row in read(tmp_path)["a"].rows] == written
 
 
-@pytest.mark.parametrize("share", [0, 0.3, 0.9, 0.9999])
-def test_a_snapshot_that_was_cut_gives_way_to_the_one_before(tmp_path, share):
+@pytest.mark.parametrize("fraction", [0, 0.3, 0.9999])
+def test_truncated_snapshot_is_replaced_by_the_one_before(tmp_path, fraction):
     for name in ("a", "b"):
-        write_trial(tmp_path, name, {}, [row(1)])
-    write_state(tmp_path, {"a": "TERMINATED", "b": "ERROR"}, stamp="2026-01-01_23-59-59")
+        write_trial(tmp_path, name, {}, [make_row(1)])
     newest = write_state(tmp_path, {"a": "TERMINATED", "b": "TERMINATED"})
+    older = {"a": "TERMINATED", "b": "ERROR"}
+    before = write_state(tmp_path, older, stamp="2026-01-01_23-59-59")
     assert [trial.status for trial in read_trials(str(tmp_path))] == ["finished", "finished"]
-    cut(newest, int(len(newest.read_bytes()) * share))
+    truncate(newest, fraction)
     assert [trial.status for trial in read_trials(str(tmp_path))] == ["finished", "failed"]
+    truncate(before, fraction)
+    assert [trial.status for trial in read_trials(str(tmp_path))] == ["unknown", "unknown"]
 
 
-def test_without_a_whole_snapshot_the_status_is_unknown_and_the_rows_are_there(tiny, copy):
-    cut(state_of(copy), 5000)
-    table = trials_table(read_trials(str(copy)))
-    assert set(table["status"]) == {"unknown"}
-    expected = trials_table(read_trials(str(tiny)))
-    pd.testing.assert_frame_equal(table.drop(columns="status"), expected.drop(columns="status"))
+@pytest.mark.parametrize("content", ["", '{"epo', "{}", '{"epoch": 3}', "[1, 2]", "null", "7"])
+def test_unreadable_checkpoint_summary_harms_no_row(third_party_experiment, content):
+    for path in third_party_experiment.glob("*/checkpoint_000000"):
+        (path / "checkpoint.json").write_text(content)
+    trials = read_trials(str(third_party_experiment))
+    assert [[row["info/step"] for row in trial.rows] for trial in trials] == [[10, 20, 30]] * 2
 
 
-@pytest.mark.parametrize("share", [0, 0.5, 0.99])
-def test_a_checkpoints_summary_that_was_cut_harms_no_row(tiny, copy, share):
-    summary = copy / FIRST / "checkpoint_000001" / "checkpoint.json"
-    cut(summary, int(len(summary.read_bytes()) * share))
-    trial = read(copy)[FIRST]
-    assert trial.rows == read(tiny)[FIRST].rows
-    assert trial.newest_checkpoint().epoch == 1  # the whole one before
-    (copy / FIRST / "result.json").unlink()
-    assert [r["epoch"] for r in read(copy)[FIRST].rows] == [1]
+def test_truncated_settings_are_read_from_the_snapshot(tmp_path):
+    truncate(write_trial(tmp_path, "a", {"lr": 0.1}, [make_row(1)]) / "params.json", 0.5)
+    write_state(tmp_path, {"a": "RUNNING"})
+    assert read(tmp_path)["a"].config == {"lr": 0.5}
 
 
-def test_settings_that_were_cut_are_those_of_the_snapshot(copy, tiny):
-    cut(copy / FIRST / "params.json", 20)
-    assert read(copy)[FIRST].config == read(tiny)[FIRST].config
-
-
-def test_a_trial_that_never_reported_is_a_pending_row(tmp_path):
-    write_trial(tmp_path, "a", {"lr": 0.1}, [row(1)])
+def test_trials_that_have_not_reported_are_rows_without_metrics(tmp_path):
     write_trial(tmp_path, "b", {"lr": 0.2}, None)
+    assert len(trials_table(read_trials(str(tmp_path)))) == 1
+    assert epochs_table(read_trials(str(tmp_path))).empty
+    write_trial(tmp_path, "a", {"lr": 0.1}, [make_row(1)])
     write_state(tmp_path, {"a": "RUNNING", "b": "PENDING", "c": "PENDING"})
     table = trials_table(read_trials(str(tmp_path)))
     assert list(table["status"]) == ["running", "pending", "pending"]
-    assert list(table["lr"]) == [0.1, 0.2, 0.5]  # the last one's has no folder yet
+    assert list(table["lr"]) == [0.1, 0.2, 0.5]  # only the snapshot lists the last one
     assert list(table["loss"].notna()) == [True, False, False]
     assert list(epochs_table(read_trials(str(tmp_path)))["trial"]) == ["a"]
-
-
-def test_before_the_first_report_the_table_of_epochs_is_empty(tmp_path):
-    write_trial(tmp_path, "a", {"lr": 0.1}, None)
-    assert len(epochs_table(read_trials(str(tmp_path)))) == 0
-    assert len(trials_table(read_trials(str(tmp_path)))) == 1
 
 
 @pytest.mark.parametrize(
@@ -233,10 +243,9 @@ def test_before_the_first_report_the_table_of_epochs_is_empty(tmp_path):
         (0, "running"),
         (SILENCE_SECONDS - 20, "running"),
         (SILENCE_SECONDS + 20, "interrupted"),
-        (1e6, "interrupted"),
     ],
 )
-def test_a_running_trial_of_a_silent_driver_was_interrupted(tmp_path, age, expected):
+def test_running_trial_of_a_silent_driver_is_interrupted(tmp_path, age, expected):
     states = {"a": "RUNNING", "b": "TERMINATED", "c": "ERROR", "d": "PENDING", "e": "PAUSED"}
     write_state(tmp_path, states, age=age)
     assert {trial.name: trial.status for trial in read_trials(str(tmp_path))} == {
@@ -248,154 +257,168 @@ def test_a_running_trial_of_a_silent_driver_was_interrupted(tmp_path, age, expec
     }
 
 
-def test_a_real_snapshot_of_a_running_sweep_reads_as_running_and_when_old_as_interrupted(copy):
-    state = state_of(copy)
-    content = json.loads(state.read_text())
-    for pair in content["trial_data"]:
-        trial = json.loads(pair[0])
-        assert trial["status"] == "TERMINATED"
-        trial["status"] = "RUNNING" if trial["relative_logdir"] == FIRST else "TERMINATED"
-        pair[0] = json.dumps(trial)
-    state.write_text(json.dumps(content))
-    assert [t.status for t in read_trials(str(copy))] == ["running"] + ["finished"] * 7
-    os.utime(state, (0, 0))
-    assert [t.status for t in read_trials(str(copy))] == ["interrupted"] + ["finished"] * 7
-
-
-# What goes wrong inside of a trial
-
-FAILURE = """Failure # {} (occurred at 2026-01-01_12-00-00)
+FAILURE = b"""Failure # %d (occurred at 2026-01-01_12-00-00)
 \x1b[36mray::ImplicitFunc.train()\x1b[39m (pid=1, ip=127.0.0.1)
   File "train.py", line 7, in train
-RuntimeError: {}
+RuntimeError: %s
 """
 
 
-def test_a_failed_trial_shows_the_last_line_of_its_last_failure(tmp_path):
-    trial = write_trial(tmp_path, "a", {}, [row(1)])
-    (trial / "error.txt").write_text(
-        FAILURE.format(1, "the first wheel came off") + FAILURE.format(2, "the second one, too")
-    )
-    write_state(tmp_path, {"a": "ERROR"})
+@pytest.mark.parametrize(
+    ("status", "content", "error"),
+    [
+        ("ERROR", FAILURE % (1, b"first") + FAILURE % (2, b"second"), "RuntimeError: second"),
+        ("TERMINATED", FAILURE % (1, b"first"), ""),  # the trial was restarted and finished
+        ("ERROR", None, ""),
+        ("ERROR", b"\n", ""),
+        ("ERROR", b"caf\xe9", "caf\ufffd"),
+    ],
+)
+def test_error_is_the_last_line_of_a_failed_trial(tmp_path, status, content, error):
+    trial = write_trial(tmp_path, "a", {}, [make_row(1)])
+    if content is not None:
+        (trial / "error.txt").write_bytes(content)
+    write_state(tmp_path, {"a": status})
     (record,) = trials_table(read_trials(str(tmp_path))).to_dict("records")
-    assert record["status"] == "failed"
-    assert record["error"] == "RuntimeError: the second one, too"
-    assert record["failures"] == 3
+    assert record["error"] == error
+    assert record["failures"] == (3 if status == "ERROR" else 0)
     assert record["loss"] == 1.0
 
 
-def test_a_trial_that_failed_and_then_finished_shows_no_error(tmp_path):
-    trial = write_trial(tmp_path, "a", {}, [row(1)])
-    (trial / "error.txt").write_text(FAILURE.format(1, "the first wheel came off"))
-    write_state(tmp_path, {"a": "TERMINATED"})
-    assert (read(tmp_path)["a"].status, read(tmp_path)["a"].error) == ("finished", "")
+# Other experiments, and runs of Ray Train
 
 
-@pytest.mark.parametrize("content", [None, b"", b"\n", b"caf\xe9"])
-def test_a_failed_trial_with_an_odd_error_file_is_a_row_all_the_same(tmp_path, content):
-    trial = write_trial(tmp_path, "a", {}, [row(1)])
-    if content is not None:
-        (trial / "error.txt").write_bytes(content)
-    write_state(tmp_path, {"a": "ERROR"})
-    assert read(tmp_path)["a"].status == "failed"
-    assert read(tmp_path)["a"].error == ("caf\ufffd" if content == b"caf\xe9" else "")
-
-
-# Any experiment of Tune's
-
-
-def test_any_tune_experiment_is_read(foreign):
-    table = trials_table(read_trials(str(foreign)))
-    assert len(table) == 2
-    assert set(table["status"]) == {"unknown"}  # a folder without a snapshot
+def test_experiment_of_another_project_is_read(third_party_experiment):
+    table = trials_table(read_trials(str(third_party_experiment)))
+    assert set(table["status"]) == {"unknown"}  # there is no snapshot
     assert list(table["loss"]) == [1 / 3, 1 / 3]
     assert table["score"].isna().all()
-    assert len(epochs_table(read_trials(str(foreign)))) == 6
-
-
-def test_nested_settings_and_metrics_become_columns(foreign):
-    table = trials_table(read_trials(str(foreign)))
     assert list(table["optimizer/lr"]) == [0.1, 0.01]
-    assert list(table["optimizer/name"]) == ["sgd", "sgd"]
     assert list(table["optimizer/betas"]) == [[0.9, 0.99]] * 2
-    assert list(table["info/gpu/share"]) == [0.5, 0.5]
-    assert list(table["info/step"]) == [30, 30]
+    assert list(table["info/gpu/load"]) == [0.5, 0.5]
     assert not {"config", "optimizer", "info", "info/gpu"} & set(table)
+    assert len(epochs_table(read_trials(str(third_party_experiment)))) == 6
 
 
-@pytest.mark.parametrize("content", ["{}", '{"epoch": 3}', "[1, 2]", "null", "7"])
-def test_a_checkpoint_of_another_make_harms_nothing(foreign, content):
-    for path in foreign.glob("*/checkpoint_000000"):
-        (path / "checkpoint.json").write_text(content)
-    assert len(epochs_table(read_trials(str(foreign)))) == 6
+def test_gan_run_is_read_as_one_trial(gan_run, tmp_path):
+    (trial,) = read_trials(str(gan_run))
+    assert (trial.name, trial.status, trial.config["latent_dim"]) == ("small-gan", "finished", 100)
+    assert [row["epoch"] for row in trial.rows] == [1, 2]
+    run = shutil.copytree(gan_run, tmp_path / "run")
+    shutil.rmtree(run / "checkpoint_2")
+    assert read_trials(str(run))[0].status == "unfinished"
+    (run / "error.txt").write_text("Traceback:\nRuntimeError: first")
+    (trial,) = read_trials(str(run))
+    assert (trial.status, trial.error) == ("failed", "RuntimeError: first")
 
 
-# What must not run
+@pytest.mark.parametrize("content", ["{", "", "3"])
+def test_corrupt_settings_of_a_gan_run_are_an_error(tmp_path, content):
+    (tmp_path / "settings.json").write_text("[]")
+    (tmp_path / "params.json").write_text(content)
+    with pytest.raises(ResultsError, match=r"params\.json is corrupt"):
+        read_trials(str(tmp_path))
 
 
-class Bomb:
-    """Whoever unpickles it makes a folder."""
-
-    def __init__(self, mark: Path):
-        self.mark = mark
-
-    def __reduce__(self) -> tuple:
-        return os.mkdir, (str(self.mark),)
+# Paths
 
 
-@pytest.fixture
-def mark(tmp_path) -> Path:
-    """What a bomb makes; the bomb is seen to go off first."""
-    place = tmp_path / "went-off"
-    pickle.loads(pickle.dumps(Bomb(place)))
-    assert place.exists()
-    place.rmdir()
-    return place
+@pytest.mark.parametrize("name", ["a folder", "50%20of", "a#b", "what?", "lr=0.1,x=[1]", "größe"])
+def test_path_may_contain_any_character(tmp_path, name):
+    write_trial(tmp_path / name, name, {}, [make_row(1)])
+    (trial,) = read_trials(str(tmp_path / name))
+    assert (trial.experiment, trial.name, trial.rows) == (name, name, [make_row(1)])
 
 
-def test_nothing_is_unpickled(copy, mark):
-    bomb = pickle.dumps(Bomb(mark))
-    pickled = [copy / name for name in ("tuner.pkl", "trainable.pkl", "search_gen_state.pkl")]
-    for name in NAMES:
-        pickled += [copy / name / "params.pkl", copy / name / "error.pkl"]
-    for path in pickled:
-        path.write_bytes(bomb)
-    state = state_of(copy)  # Tune's own file holds pickled parts, too, in hexadecimal digits
-    content = json.loads(state.read_text())
-    for pair in content["trial_data"]:
-        trial = json.loads(pair[0])
-        assert trial["storage"]["_type"] == "CLOUDPICKLE_FALLBACK"
-        trial["storage"]["value"] = trial["placement_group_factory"] = bomb.hex()
-        trial["config"]["extra"] = {"_type": "CLOUDPICKLE_FALLBACK", "value": bomb.hex()}
-        pair[0] = json.dumps(trial)
-    state.write_text(json.dumps(content))
-    assert {trial.newest_checkpoint().epoch for trial in read_trials(str(copy))} == {2}
-    assert len(trials_table(read_trials(str(copy)))) == len(NAMES)
-    assert not mark.exists()
-    with pytest.raises(Exception):  # noqa: B017, PT011 - Ray's reader does, so the bomb is live
-        ExperimentAnalysis(str(copy))
-    assert mark.exists()
+def test_path_may_be_relative_or_below_home_or_a_uri(tmp_path, monkeypatch):
+    write_trial(tmp_path / "runs" / "tune", "a", {}, [make_row(1)])
+    monkeypatch.chdir(tmp_path / "runs")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    uri = f"file://{tmp_path}/runs/tune"
+    for path in ("tune", "tune/", "./tune", "../runs/tune", "~/runs/tune", uri, f"{uri}/"):
+        assert [trial.experiment for trial in read_trials(path)] == ["tune"]
+    monkeypatch.chdir(tmp_path / "runs" / "tune")
+    assert [trial.experiment for trial in read_trials(".")] == ["tune"]
 
 
-@pytest.mark.parametrize("form", ["torch", "pickle"])
-def test_a_checkpoint_that_is_not_only_weights_is_refused_and_not_run(copy, mark, form):
-    buffer = io.BytesIO()
-    if form == "torch":
-        torch.save({"network": Bomb(mark)}, buffer)
-    else:
-        pickle.dump({"network": Bomb(mark)}, buffer, protocol=2)  # torch's own
-    content = buffer.getvalue()
-    folder = copy / FIRST / "checkpoint_000001"
-    (folder / "state.pt").write_bytes(content)
-    summary = json.loads((folder / "checkpoint.json").read_text())
-    summary["sha256"] = hashlib.sha256(content).hexdigest()
-    (folder / "checkpoint.json").write_text(json.dumps(summary))
-    trial = read(copy)[FIRST]
-    with pytest.raises(pickle.UnpicklingError):
-        trial.newest_checkpoint()
-    assert not mark.exists()
-    try:
-        torch.load(folder / "state.pt", weights_only=False)
-    except Exception:
-        assert form == "pickle"  # what comes back is no checkpoint of torch's: it ran nonetheless
-    assert mark.exists()
+def test_path_without_an_experiment_is_an_error(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("{}")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "notes.txt").touch()
+    trial = write_trial(tmp_path / "tune", "a", {}, [make_row(1)])
+    for path, message in (
+        (tmp_path / "missing", "no such folder, or it is empty"),
+        (tmp_path / "empty", "no such folder, or it is empty"),
+        (tmp_path / "file", "file"),
+        (tmp_path / "notes", "neither a Ray Tune experiment nor a run of jobs/gan.py"),
+        (trial, "neither a Ray Tune experiment nor a run of jobs/gan.py"),
+        ("ftp://nowhere/x", "ftp://nowhere/x: "),
+        ("://", "://: "),
+    ):
+        with pytest.raises(ResultsError, match=message) as raised:
+            read_trials(str(path))
+        assert str(path) in str(raised.value)
+
+
+def test_folder_of_runs_is_an_error_that_lists_them(tmp_path):
+    for number in range(10):
+        name = f"sweep-{number}"
+        write_trial(tmp_path / name, "a", {}, [make_row(1)])
+        write_state(tmp_path / name, {"a": "TERMINATED"})
+    gan_run = tmp_path / "a gan"
+    gan_run.mkdir()
+    (gan_run / "settings.json").write_text("[]")
+    with pytest.raises(ResultsError) as raised:
+        read_trials(str(tmp_path))
+    names = ", ".join(["a gan", *(f"sweep-{number}" for number in range(7))])
+    assert str(raised.value) == (
+        f"{tmp_path}: a folder of 11 runs, choose from: {names} and 3 more"
+    )
+
+
+# Several sweeps as one
+
+
+def test_sweeps_are_joined_and_a_trial_counts_once(tmp_path):
+    both = [make_trial([0.1, 0.2], seed=0), make_trial([0.1] * 4, seed=1)]
+    first = str(write_trials(tmp_path / "first", *both))
+    longer = make_trial([0.1, 0.2, 0.3, 0.4], seed=0)
+    second = str(write_trials(tmp_path / "second", longer, make_trial([0.5] * 4, seed=2)))
+    for folders in itertools.permutations([first, second, first]):
+        trials = read_sweeps(list(folders))
+        assert {t.config["seed"]: len(t.rows) for t in trials} == {0: 4, 1: 4, 2: 4}
+        assert len(trials) == 3
+
+
+def test_sweeps_of_different_settings_are_not_joined(tmp_path):
+    first = str(write_trials(tmp_path / "first", make_trial([0.1])))
+    second = str(write_trials(tmp_path / "second", make_trial([0.1], seed=1, epochs=5)))
+    for folders in ([first, second], [second, first]):
+        with pytest.raises(ResultsError, match="differ in epochs: plot them separately"):
+            read_sweeps(folders)
+
+
+def test_variants_are_joined_only_where_they_are_a_column(tmp_path):
+    trials = [make_trial([0.1], variant=variant) for variant in ("full", "no-clip")]
+    folder = str(write_trials(tmp_path / "ablation", *trials))
+    with pytest.raises(ResultsError, match="differ in variant"):
+        read_sweeps([folder])
+    assert len(read_sweeps([folder], [*CONFIG_COLUMNS, "variant"])) == 2
+
+
+def test_experiment_of_another_project_is_no_sweep(third_party_experiment):
+    with pytest.raises(ResultsError, match=r"is not a trial of jobs/sweep\.py"):
+        read_sweeps([str(third_party_experiment)])
+
+
+def test_finished_trials_have_all_epochs_or_stopped_early(tmp_path):
+    finished = [make_trial([0.1] * 4, seed=0), make_trial([0.1, 1, 1], seed=1)]
+    unfinished = [make_trial([0.1] * 3, seed=2), make_trial([0.1, 1], seed=3)]
+    folder = write_trials(tmp_path / "both", *finished, *unfinished)
+    found, trials = read_finished([str(folder)])
+    assert [trial.config["seed"] for trial in found] == [0, 1]
+    assert [trial.config["seed"] for trial in trials] == [0, 1, 2, 3]
+    folder = write_trials(tmp_path / "unfinished", *unfinished)
+    with pytest.raises(ResultsError, match=f"{folder}: no finished trial yet"):
+        read_finished([str(folder)])

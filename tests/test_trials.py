@@ -1,268 +1,175 @@
-"""analysis/trials.py, the command."""
+"""analysis/trials.py on a sweep of eight trials that no training made."""
 
 import csv
 import gzip
 import io
-import os
-import shutil
-import subprocess
-import sys
+import itertools
+from pathlib import Path
 
 import pandas as pd
 import pytest
-from experiments import FIRST, MEASURED, NAMES, logged, row, write_state, write_trial
-from scripts import command, run
+from fake_experiments import make_row, write_state, write_trial
+from fake_trials import make_trial, write_trials
 
-from analysis import trials as browser
-from analysis.results import NoResults, epochs_table, read_trials, trials_table
+from analysis import trials
+from analysis.results import epochs_table, read_trials, trials_table
 
-
-def browse(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
-    """Runs analysis/trials.py in this process; returns its exit code, stdout and stderr."""
-    monkeypatch.setattr(sys, "argv", ["analysis/trials.py", *map(str, arguments)])
-    capsys.readouterr()
-    code = browser.main()
-    output = capsys.readouterr()
-    return code, output.out, output.err
+# The accuracies after the last epoch: in another order than the names.
+ACCURACIES = (0.9, 0.3, 0.5, 0.5, 0.1, 0.7, 0.2, 0.5)
+FAKES = [
+    make_trial([0.1, accuracy], *group, epochs=2, device=["cpu"] * 2, loss=[2.5, 1 / 3])
+    for group, accuracy in zip(
+        itertools.product(("lstm", "rnn"), ("uniform",), (3, 5), (0, 1)), ACCURACIES, strict=True
+    )
+]
+NAMES = [trial.name for trial in FAKES]
 
 
 @pytest.fixture
-def shown(monkeypatch, capsys):
-    """Runs the command, which must succeed without a word on stderr; returns its lines."""
-
-    def command(*arguments: object) -> list[str]:
-        code, output, errors = browse(monkeypatch, capsys, *arguments)
-        assert (code, errors) == (0, "")
-        return output.splitlines()
-
-    return command
+def results(tmp_path) -> Path:
+    return write_trials(tmp_path / "results", *FAKES)
 
 
-def test_the_command_prints_a_line_for_each_trial_and_only_columns_that_tell_something(tiny, shown):
-    header, *lines, count = shown(tiny)
-    assert [line.split()[0] for line in lines] == NAMES
+@pytest.fixture
+def lines_of(call_main):
+    """Runs the script, which must print no error; returns the lines of its output."""
+
+    def run(*arguments: object) -> list[str]:
+        done = call_main(trials.main, *arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.splitlines()
+
+    return run
+
+
+def test_table_has_a_line_per_trial_and_columns_that_vary(results, lines_of):
+    header, *lines, count = lines_of(results)
+    assert header.split() == ["trial", "status", "cell", "length", "seed", "epoch", "val_accuracy"]
+    assert [line.split() for line in lines] == [
+        [t.name, "unknown", t.config["cell"], str(t.config["length"]), str(t.config["seed"]), "2",
+         str(accuracy)]
+        for t, accuracy in zip(FAKES, ACCURACIES, strict=True)
+    ]  # fmt: skip
     assert count == "8 of 8 trials"
-    columns = header.split()
-    assert {"trial", "status", "cell", "length", "seed", "epoch", "val_accuracy"} <= set(columns)
-    # the same in every row, or details, or Tune's
-    assert not {"experiment", "samples", "lr", "pid", "date", "sequences_per_second"} & set(columns)
-    accuracy = columns.index("val_accuracy")
-    for name, line in zip(NAMES, lines, strict=True):
-        last = float(logged(tiny / name)[-1]["val_accuracy"])
-        assert float(line.split()[accuracy]) == pytest.approx(last, rel=1e-3)
 
 
-@pytest.mark.parametrize(("width", "left"), [(200, 9), (80, 7), (10, 4)])
-def test_on_a_terminal_a_line_is_no_longer_than_that_is_wide(tiny, monkeypatch, width, left):
-    monkeypatch.setenv("COLUMNS", str(width))
-    monkeypatch.setattr(sys, "argv", ["analysis/trials.py", str(tiny)])
-    terminal = io.StringIO()
-    terminal.isatty = lambda: True
-    monkeypatch.setattr(sys, "stdout", terminal)
-    assert browser.main() == 0
-    header, *lines = terminal.getvalue().splitlines()
-    assert len(header.split()) == left
-    assert width == 10 or len(header) <= width
-    assert {"trial", "status", "epoch", "val_accuracy"} <= set(header.split())
-    assert (lines[-1].startswith("left out for width")) == (left < 9)
+def test_columns_all_shows_every_column(results, lines_of):
+    header = lines_of(results, "--columns", "all")[0].split()
+    assert header == list(trials_table(read_trials(str(results))))
 
 
-def test_all_columns_can_be_shown(tiny, shown):
-    header = shown(tiny, "--columns", "all")[0].split()
-    assert header == list(trials_table(read_trials(str(tiny))))
+def test_columns_are_shown_in_the_order_given(results, lines_of):
+    header, *lines, _ = lines_of(results, "--columns", "seed,cell,trial")
+    assert header.split() == ["seed", "cell", "trial"]
+    assert [line.split() for line in lines] == [[n[-1], n.split("-")[0], n] for n in NAMES]
 
 
-def test_epochs_prints_a_line_for_each_epoch(tiny, shown):
-    *lines, count = shown(tiny, "--epochs", "--columns", "trial,epoch")
+def test_epochs_has_a_line_per_epoch(results, lines_of):
+    *lines, count = lines_of(results, "--epochs", "--columns", "trial,epoch")
     assert [tuple(line.split()) for line in lines[1:]] == [
         (name, epoch) for name in NAMES for epoch in ("1", "2")
     ]
     assert count == "16 rows"
 
 
-def test_where_chooses_rows(tiny, shown):
-    where = "cell == 'lstm' and length >= 5"
-    header, *lines, count = shown(tiny, "--where", where, "--columns", "trial")
-    assert header.split() == ["trial"]
-    assert [line.strip() for line in lines] == [f"lstm-uniform-length005-seed{n}" for n in (0, 1)]
+def test_query_selects_rows(results, lines_of):
+    query = "cell == 'lstm' and length >= 5"
+    _, *lines, count = lines_of(results, "--query", query, "--columns", "trial")
+    assert [line.strip() for line in lines] == NAMES[2:4]
     assert count == "2 of 8 trials"
-    assert shown(tiny, "--where", "length > 5")[-1] == "0 of 8 trials"
+    assert lines_of(results, "--query", "length > 5")[-1] == "0 of 8 trials"
 
 
-def test_where_reaches_nested_columns_by_backticks(foreign, shown):
-    assert shown(foreign, "--where", "`optimizer/lr` < 0.05")[-1] == "1 of 2 trials"
+def test_query_reaches_nested_columns_by_backticks(third_party_experiment, lines_of):
+    lines = lines_of(third_party_experiment, "--query", "`optimizer/lr` < 0.05")
+    assert lines[-1] == "1 of 2 trials"
 
 
-def test_where_that_leaves_one_row_still_shows_what_it_reported(tiny, shown):
-    header, line, count = shown(tiny, "--where", f"trial == '{FIRST}'")
-    assert count == "1 of 8 trials"
-    assert line.split()[0] == FIRST
-    assert "val_accuracy" in header.split()
+def test_query_does_not_change_the_columns(results, lines_of):
+    header, line, _ = lines_of(results, "--query", f"trial == '{NAMES[0]}'")
+    assert header.split() == lines_of(results)[0].split()
+    assert line.split()[0] == NAMES[0]
 
 
-def test_sort_orders_and_reverse_turns_the_order_round(tiny, shown):
-    def sorted_by(column: str, *flags: str) -> list[tuple[str, str]]:
-        lines = shown(tiny, "--sort", column, "--columns", f"trial,{column}", *flags)[1:-1]
-        return [tuple(line.split()) for line in lines]
-
-    accuracies = {n: float(logged(tiny / n)[-1]["val_accuracy"]) for n in NAMES}
-    rising = sorted(NAMES, key=accuracies.get)  # stable, as the command's order
-    assert [name for name, _ in sorted_by("val_accuracy")] == rising
-    falling = sorted(NAMES, key=accuracies.get, reverse=True)
-    assert [name for name, _ in sorted_by("val_accuracy", "--reverse")] == falling
-    assert [int(length) for _, length in sorted_by("length", "--reverse")] == [5] * 4 + [3] * 4
-    assert [cell for _, cell in sorted_by("cell")] == ["lstm"] * 4 + ["rnn"] * 4
-
-
-def test_columns_are_printed_in_the_order_asked_for(tiny, shown):
-    header, *lines, _ = shown(tiny, "--columns", "seed,cell,trial")
-    assert header.split() == ["seed", "cell", "trial"]
-    assert [line.split() for line in lines] == [[n[-1], n.split("-")[0], n] for n in NAMES]
+@pytest.mark.parametrize(
+    ("flags", "order"),
+    [
+        (["--sort", "val_accuracy"], [4, 6, 1, 2, 3, 7, 5, 0]),
+        (["--sort", "val_accuracy", "--descending"], [0, 5, 2, 3, 7, 1, 6, 4]),
+        (["--sort", "length", "--descending"], [2, 3, 6, 7, 0, 1, 4, 5]),
+        (["--sort", "seed"], [0, 2, 4, 6, 1, 3, 5, 7]),
+    ],
+)
+def test_sort_is_stable_in_both_directions(results, lines_of, flags, order):
+    _, *lines, _ = lines_of(results, *flags, "--columns", "trial")
+    assert [line.strip() for line in lines] == [NAMES[index] for index in order]
 
 
 @pytest.mark.parametrize(("flags", "table"), [([], trials_table), (["--epochs"], epochs_table)])
-def test_csv_has_every_row_and_column_to_the_last_digit(tiny, shown, tmp_path, flags, table):
+def test_csv_has_all_rows_and_columns_in_full_precision(results, lines_of, tmp_path, flags, table):
     file = tmp_path / "table of trials.csv"
-    assert shown(tiny, *flags, "--csv", file) == []
-    expected = table(read_trials(str(tiny)))
-    with file.open() as lines:
-        header, *found = csv.reader(lines)
+    assert lines_of(results, *flags, "--csv", file) == []
+    expected = table(read_trials(str(results)))
+    with file.open() as opened:
+        header, *rows = csv.reader(opened)
     assert header == list(expected)
-    assert len(found) == len(expected)
-    for name in MEASURED:
-        assert [float(line[header.index(name)]) for line in found] == list(expected[name])
-    assert "\n".join(shown(tiny, *flags, "--csv", "-")) + "\n" == file.read_text()
+    for name in ("epoch", "val_accuracy", "loss"):
+        assert [float(row[header.index(name)]) for row in rows] == list(expected[name])
+    assert "\n".join(lines_of(results, *flags, "--csv", "-")) + "\n" == file.read_text()
 
 
-def test_packed_csv_is_the_same_table_and_the_same_file_each_time(tiny, shown, tmp_path):
+def test_gzip_csv_is_the_same_file_each_time(results, lines_of, tmp_path):
     file = tmp_path / "epochs.csv.gz"
-    shown(tiny, "--epochs", "--csv", file)
-    packed = file.read_bytes()
-    assert gzip.decompress(packed).decode().splitlines() == shown(tiny, "--epochs", "--csv", "-")
-    assert packed[4:8] == bytes(4)  # RFC 1952: when it was made
+    lines_of(results, "--epochs", "--csv", file)
+    content = file.read_bytes()
+    assert gzip.decompress(content).decode().splitlines() == lines_of(
+        results, "--epochs", "--csv", "-"
+    )
+    assert content[4:8] == bytes(4)  # the time stamp (RFC 1952)
 
 
-def test_csv_obeys_the_other_flags(tiny, shown):
-    flags = ["--where", "cell == 'rnn'", "--sort", "seed", "--columns", "seed,length"]
-    assert shown(tiny, *flags, "--csv", "-") == ["seed,length", "0,3", "0,5", "1,3", "1,5"]
+def test_csv_obeys_the_other_flags(results, lines_of):
+    flags = ["--query", "cell == 'rnn'", "--sort", "seed", "--columns", "seed,length"]
+    assert lines_of(results, *flags, "--csv", "-") == ["seed,length", "0,3", "0,5", "1,3", "1,5"]
 
 
-def test_two_experiments_stand_in_one_table(tiny, foreign, shown):
-    lines = shown(tiny, foreign, "--csv", "-", "--columns", "experiment,trial,val_accuracy,loss")
+def test_experiments_are_joined_in_one_table(results, third_party_experiment, lines_of):
+    columns = "experiment,trial,val_accuracy,score,info/step"
+    lines = lines_of(results, third_party_experiment, "--csv", "-", "--columns", columns)
     table = pd.read_csv(io.StringIO("\n".join(lines)))
-    assert list(table["experiment"]) == ["tiny"] * 8 + [foreign.name] * 2
+    assert list(table["experiment"]) == ["results"] * 8 + [third_party_experiment.name] * 2
     assert list(table["val_accuracy"].notna()) == [True] * 8 + [False] * 2
-    assert list(table["loss"].notna()) == [False] * 8 + [True] * 2
+    assert list(table["info/step"].notna()) == [False] * 8 + [True] * 2
 
 
-def test_a_sweep_that_has_begun_is_shown_with_gaps(tmp_path, shown):
-    write_trial(tmp_path, "a", {"lr": 0.1}, [row(1)])
+def test_trials_without_metrics_are_shown_with_empty_cells(tmp_path, lines_of):
+    write_trial(tmp_path, "a", {"lr": 0.1}, [make_row(1)])
     write_state(tmp_path, {"a": "RUNNING", "b": "PENDING"})
-    header, first, second, count = shown(tmp_path)
-    assert first.split()[:2] == ["a", "running"]
-    assert second.split()[:2] == ["b", "pending"]
-    assert "nan" not in (first + second).lower()
-    assert "loss" in header.split()
+    header, first, second, count = lines_of(tmp_path)
+    assert header.split() == ["trial", "status", "lr", "loss"]
+    assert first.split() == ["a", "running", "0.1", "1"]
+    assert second.split() == ["b", "pending", "0.5"]
     assert count == "2 of 2 trials"
 
 
-@pytest.mark.parametrize("name", ["a folder", "50%20of", "a#b", "what?", "lr=0.1,x=[1]", "größe"])
-def test_a_path_may_have_any_character(tiny, tmp_path, shown, name):
-    (tmp_path / name).symlink_to(tiny)
-    copied = shutil.copytree(tiny / FIRST, tmp_path / "real" / name / FIRST)
-    assert shown(tmp_path / name)[-1] == "8 of 8 trials"
-    assert shown(copied.parent)[-1] == "1 of 1 trials"
-
-
-def test_a_relative_path_is_one_from_the_working_folder(copy, shown, monkeypatch):
-    monkeypatch.chdir(copy.parent)
-    expected = shown(copy, "--csv", "-")
-    for path in ("tiny", "tiny/", "./tiny", f"../{copy.parent.name}/tiny"):
-        assert shown(path, "--csv", "-") == expected
-    monkeypatch.chdir(copy)
-    assert shown(".", "--csv", "-") == expected
-
-
-def test_a_path_from_home_and_a_uri_are_read_the_same(copy, shown, monkeypatch):
-    monkeypatch.setenv("HOME", str(copy.parent))
-    expected = shown(copy, "--csv", "-")
-    for path in ("~/tiny", f"file://{copy}", f"file://{copy}/"):
-        assert shown(path, "--csv", "-") == expected
-
-
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
-        (["--sort", "accuracy"], "there is no column 'accuracy'"),
-        (["--reverse"], "--reverse: goes with --sort"),
-        (["--columns", "trial,acuracy"], "there is no column 'acuracy'"),
-        (["--columns", "trial,"], "there is no column ''"),
-        (["--where", "accuracy > 0.5"], "'accuracy' is not defined"),
-        (["--where", "length ="], "--where 'length ='"),
-        (["--where", "length > 'a'"], "--where \"length > 'a'\""),
-        (["--where", "@elsewhere"], "--where '@elsewhere'"),
-        (["--where", "length > 1\nand"], "--where 'length > 1\\nand'"),
-        (["--where", "trial"], "--where 'trial'"),
-        (["--where", "length"], "--where 'length'"),  # numbers, not yes or no
-        (["--where", "length - 3"], "--where 'length - 3'"),
+        (["--sort", "accuracy"], "no column 'accuracy': choose from experiment, trial, "),
+        (["--columns", "trial,acuracy"], "no column 'acuracy'"),
+        (["--columns", "trial,"], "no column ''"),
+        (["--query", "accuracy > 0.5"], "'accuracy' is not defined"),
+        (["--query", "length ="], "--query 'length ='"),
+        (["--query", "length > 'a'"], "--query \"length > 'a'\""),
+        (["--query", "length > 1\nand"], "--query 'length > 1\\nand'"),
+        (["--query", "length"], "--query 'length': not true or false for each row"),
         (["--csv", "/nowhere/table.csv"], "/nowhere"),
+        (["--descending"], "--descending requires --sort"),
     ],
 )
-def test_flags_that_ask_for_what_is_not_there_are_told_in_one_line(
-    tiny, monkeypatch, capsys, flags, said
-):
-    told_in_one_line(browse(monkeypatch, capsys, tiny, *flags), said)
-
-
-def told_in_one_line(answer: tuple[int, str, str], said: str) -> None:
-    code, output, errors = answer
-    assert (code, output) == (2, "")
-    (line,) = errors.splitlines()
-    assert line.startswith("analysis/trials.py: ")
-    assert said in line
-
-
-def test_places_without_an_experiment_are_told_in_one_line(tiny, tmp_path, monkeypatch, capsys):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").write_text("{}")
-    places = [tmp_path / "missing", tmp_path / "empty", tmp_path / "file", tmp_path / "a b c"]
-    places += [tiny.parent, tiny / FIRST, "ftp://nowhere/x", "://"]
-    for place in places:
-        told_in_one_line(browse(monkeypatch, capsys, place), str(place))
-        told_in_one_line(browse(monkeypatch, capsys, tiny, place), str(place))  # none half done
-        with pytest.raises(NoResults):
-            read_trials(str(place))
-
-
-def test_a_folder_of_runs_is_told_with_their_names(tiny, gan_run, tmp_path, monkeypatch, capsys):
-    (tmp_path / "a sweep").symlink_to(tiny)
-    (tmp_path / "a-gan").symlink_to(gan_run)
-    said = f"{tmp_path}: a folder of 2 runs, give one or some: a sweep, a-gan"
-    told_in_one_line(browse(monkeypatch, capsys, tmp_path), said)
-
-
-def test_the_script_runs_from_any_folder_and_gives_its_exit_code(tiny):
-    done = run("analysis/trials.py", tiny, "--columns", "trial")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert [line.strip() for line in done.stdout.splitlines()[1:-1]] == NAMES
-    missing = run("analysis/trials.py", tiny / "missing")
-    assert (missing.returncode, missing.stdout, len(missing.stderr.splitlines())) == (2, "", 1)
-
-
-@pytest.mark.parametrize(
-    "words", ["trials.py {tiny}", "trials.py {tiny} --csv -", "horizon.py {tiny} --out {out}"]
-)
-def test_whoever_reads_may_have_seen_enough(tiny, tmp_path, words):
-    script, *arguments = [word.format(tiny=tiny, out=tmp_path) for word in words.split()]
-    reading, writing = os.pipe()
-    os.close(reading)
-    with os.fdopen(writing) as closed:
-        done = subprocess.run(
-            command(f"analysis/{script}", *arguments),
-            stdout=closed,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=600,
-        )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert bool(list(tmp_path.glob("*.png"))) == (script == "horizon.py")
+def test_impossible_flags_are_refused_in_one_line(results, call_main, flags, message):
+    done = call_main(trials.main, results, *flags)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("script.py: ")
+    assert message in line

@@ -1,173 +1,191 @@
-import itertools
+"""What jobs/sweep.py derives from Tune's files and events: snapshots, progress, finished trials.
+
+Nothing here starts Ray; test_trial_list.py runs Tune.
+"""
+
 import json
-import time
+import pickle
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import ray
-from ray import tune
 
-from jobs import cluster
-from jobs.progress import duration
-from jobs.tuning import Limit, Progress, TrialList, param_space
+from jobs import storage, sweep, tuning
+from jobs.grid import LSTM_RECIPE, trial_configs
+from jobs.tuning import Known, Progress
+from models import checkpoint
 
-CONFIGS = [{"number": n, "letter": letter} for n in (3, 1, 2) for letter in "ba"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_with_four_slots():
-    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
-    ray.init(num_cpus=4, runtime_env=cluster.runtime_env(), **quiet)
-    yield
-    ray.shutdown()
+# Snapshots
 
 
-class Stop(tune.Callback):
-    """Ends the driver's loop, as a crash would, as soon as so many trials have begun."""
-
-    def __init__(self, after: int):
-        self.begun, self.after = 0, after
-
-    def on_trial_start(self, iteration, trials, trial, **info):
-        self.begun += 1
-        if self.begun == self.after:
-            raise RuntimeError("crash")
-
-
-def tuner(place: Path, at_most: int | None, *callbacks: tune.Callback) -> tuple:
-    """Returns a Tuner of CONFIGS, and its trainable, which writes down when it ran.
-
-    The first trials wait for each other, as many as may run at a time (two without a limit): so
-    the limit is reached, however long a process takes to start.
-    """
-    times = place / f"limit {at_most}"
-    times.mkdir()
-
-    def train(config):
-        began = time.time()
-        mine = times / f"{config['number']}{config['letter']}"
-        mine.write_text(json.dumps([began, None]))
-        while len(list(times.iterdir())) < (at_most or 2) and time.time() < began + 60:
-            time.sleep(0.05)
-        time.sleep(0.3)
-        mine.write_text(json.dumps([began, time.time()]))
-        tune.report({"epoch": 1})
-
-    made = tune.Tuner(
-        train,
-        param_space=param_space(CONFIGS),
-        tune_config=tune.TuneConfig(
-            search_alg=TrialList(CONFIGS, at_most),
-            num_samples=len(CONFIGS),
-            scheduler=Limit(at_most) if at_most else None,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name="run", storage_path=str(place), verbose=0, callbacks=list(callbacks)
-        ),
-    )
-    return made, train
+def write_snapshot(folder: Path, trials: dict[str, Known]) -> Path:
+    """Writes the two files of a snapshot, with the fields that are read from Tune's."""
+    pairs = []
+    for name, known in trials.items():
+        # Tune pickles the checkpoints' paths and rows; a row may name corrupt checkpoints.
+        texts = [f"{folder}/{name}/{known.checkpoint}", "corrupt_checkpoints", "checkpoint_000009"]
+        trial = {"custom_trial_name": name, "status": known.status}
+        metadata = {"checkpoint_manager": {"value": pickle.dumps(texts).hex()}}
+        pairs.append([json.dumps(trial), json.dumps(metadata)])
+    path = folder / "experiment_state-2026-01-02_00-00-00.json"
+    path.write_text(json.dumps({"trial_data": pairs}))
+    trial_list = folder / "basic-variant-state-2026-01-02_00-00-00.json"
+    trial_list.write_bytes(pickle.dumps({"trials": list(trials)}))
+    return trial_list
 
 
-def most_at_a_time(place: Path, at_most: int | None) -> int:
-    """Returns how many trials overlapped at the most."""
-    spans = [json.loads(file.read_text()) for file in (place / f"limit {at_most}").iterdir()]
-    events = [(began, 1) for began, _ in spans] + [(ended, -1) for _, ended in spans]
-    return max(itertools.accumulate(change for _, change in sorted(events)))
+TRIALS = {
+    "first": Known("TERMINATED", "checkpoint_000002"),
+    "second": Known("RUNNING", "checkpoint_000001"),
+    "third": Known("PENDING", ""),
+}
 
 
-def names(configs) -> list[str]:
-    return sorted(f"{config['number']}{config['letter']}" for config in configs)
+def test_snapshot_has_status_and_latest_checkpoint_of_each_trial(tmp_path):
+    write_snapshot(tmp_path, TRIALS)
+    assert tuning.snapshot(storage.open_dir(str(tmp_path))) == TRIALS
 
 
-@pytest.mark.parametrize("at_most", [None, 1, 2])
-def test_exactly_the_trials_of_the_list_run_and_no_more_at_a_time_than_allowed(tmp_path, at_most):
-    results = tuner(tmp_path, at_most)[0].fit()
-    assert names(result.config for result in results) == names(CONFIGS)
-    most = most_at_a_time(tmp_path, at_most)
-    assert most == at_most if at_most else most >= 2
+@pytest.mark.parametrize("corrupt_file", ["experiment_state", "basic-variant-state"])
+@pytest.mark.parametrize("missing", [False, True], ids=["truncated", "missing"])
+def test_snapshot_is_none_unless_both_files_are_complete(tmp_path, corrupt_file, missing):
+    write_snapshot(tmp_path, TRIALS)
+    (file,) = tmp_path.glob(f"{corrupt_file}-*")
+    if missing:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-1])
+    assert tuning.snapshot(storage.open_dir(str(tmp_path))) is None
 
 
-@pytest.mark.parametrize(("first", "second"), [(None, 1), (3, 2), (1, None)])
-def test_a_restored_run_obeys_the_new_limit_and_not_the_old_one(tmp_path, first, second):
-    with pytest.raises(RuntimeError, match="crash"):
-        tuner(tmp_path, first, Stop(after=first or 2))[0].fit()
-    _, train = tuner(tmp_path, second)
-    results = tune.Tuner.restore(str(tmp_path / "run"), train).fit()
-    assert names(result.config for result in results) == names(CONFIGS)
-    assert all(result.metrics["epoch"] == 1 for result in results)
-    most = most_at_a_time(tmp_path, second)
-    assert most == second if second else most >= 2
+def test_snapshot_without_a_named_checkpoint_is_not_resumed(tmp_path):
+    folder = storage.open_dir(str(tmp_path))
+    for name in ("first", "second"):
+        (tmp_path / name / TRIALS[name].checkpoint).mkdir(parents=True)
+    assert tuning.can_go_on(folder, TRIALS)
+    (tmp_path / "second" / TRIALS["second"].checkpoint).rmdir()
+    assert not tuning.can_go_on(folder, TRIALS)
 
 
-def progress(finished=()) -> Progress:
-    configs = {
-        "long": {"cell": "lstm", "length": 20, "epochs": 4},
-        "short": {"cell": "lstm", "length": 10, "epochs": 4},
-        "other": {"cell": "rnn", "length": 10, "epochs": 2},
-    }
-    return Progress(configs, lambda config: config["length"], finished)
+def test_only_permanently_failed_trials_are_failures(tmp_path):
+    """A trial that is retried, and interrupted before it ends, has an error as well."""
+    write_snapshot(tmp_path, {"failed": Known("ERROR", ""), "retried": Known("PENDING", "")})
+
+    class InterruptedTuner:
+        num_errors = 1
+
+        def fit(self) -> "InterruptedTuner":
+            return self
+
+        def __iter__(self) -> Iterator[SimpleNamespace]:
+            yield SimpleNamespace(error=ValueError("bad"), path=str(tmp_path / "failed"))
+            yield SimpleNamespace(error=OSError("lost once"), path=str(tmp_path / "retried"))
+
+    failures = sweep.run_trials(InterruptedTuner(), storage.open_dir(str(tmp_path)))
+    assert failures == [f"bad ({tmp_path}/failed/error.txt)"]
 
 
-class Named(SimpleNamespace):
+# Finished trials
+
+
+@pytest.mark.parametrize(
+    ("solved_epochs", "accuracies", "finished"),
+    [
+        (2, (0.9995, 0.5, 0.9995), False),
+        (2, (0.9995, 0.5, 0.9995, 0.9995), True),
+        (None, (0.9995, 0.9995, 0.9995, 0.9995), False),
+        (None, (0.5,) * 5, True),
+    ],
+)
+def test_trial_is_finished_by_early_stopping_or_its_last_epoch(
+    tmp_path, solved_epochs, accuracies, finished
+):
+    grid = replace(LSTM_RECIPE, lengths=(5,), seeds=(0,), epochs=5)
+    (config,) = trial_configs(replace(grid, stop_after_solved_epochs=solved_epochs))
+    path = tmp_path / "trial" / "checkpoint_000000"
+    path.mkdir(parents=True)
+    checkpoint.save(path, {}, [{"val_accuracy": accuracy} for accuracy in accuracies])
+    folder = storage.open_dir(str(tmp_path))
+    assert sweep.finished_trials(folder, {"trial": config}) == ({"trial"} if finished else set())
+
+
+def test_trial_with_a_corrupt_last_checkpoint_is_not_finished(tmp_path):
+    (config,) = trial_configs(replace(LSTM_RECIPE, lengths=(5,), seeds=(0,), epochs=2))
+    for epochs in (1, 2):
+        path = tmp_path / "trial" / f"checkpoint_{epochs:06}"
+        path.mkdir(parents=True)
+        checkpoint.save(path, {}, [{"val_accuracy": 0.5}] * epochs)
+    folder = storage.open_dir(str(tmp_path))
+    assert sweep.finished_trials(folder, {"trial": config}) == {"trial"}
+    (path / "state.pt").unlink()
+    assert sweep.finished_trials(folder, {"trial": config}) == set()
+
+
+# Progress
+
+CONFIGS = {
+    "long": {"cell": "lstm", "length": 20, "epochs": 4},
+    "short": {"cell": "lstm", "length": 10, "epochs": 4},
+    "other": {"cell": "rnn", "length": 10, "epochs": 2},
+}
+
+
+def make_progress(finished: tuple[str, ...] = ()) -> Progress:
+    """Returns the progress of CONFIGS; the work of an epoch is the sequence length."""
+    return Progress(CONFIGS, lambda config: config["length"], finished)
+
+
+class FakeTrial(SimpleNamespace):
     def __str__(self):
         return self.name
 
 
-def report(callback: Progress, name: str, epoch: int, seconds: float, **row) -> None:
-    row = {"damaged": "", "restored_epoch": 0, **row}
+def report(progress: Progress, name: str, epoch: int, seconds: float, **row: object) -> None:
+    row = {"corrupt_checkpoints": "", "resumed_from_epoch": 0, **row}
     row |= {"epoch": epoch, "epoch_seconds": seconds, "val_accuracy": 0.5}
-    callback.on_trial_result(0, [], Named(name=name), row)
+    progress.on_trial_result(0, [], FakeTrial(name=name), row)
 
 
-def test_the_time_left_is_the_work_left_at_the_pace_seen():
-    callback = progress()
-    assert callback._seconds_left(running=2) is None
-    report(callback, "long", epoch=1, seconds=10)  # half a second for each digit
-    # lstm: 3 epochs of 20 digits and 4 of 10; rnn, of which nothing is known yet, at the same pace
-    assert callback._seconds_left(running=2) == (3 * 20 + 4 * 10 + 2 * 10) * 0.5 / 2
-    report(callback, "other", epoch=1, seconds=1)  # a tenth of a second for each digit
-    assert callback._seconds_left(running=1) == (3 * 20 + 4 * 10) * 0.5 + 10 * 0.1
+def test_time_left_is_the_remaining_work_at_the_pace_of_each_cell():
+    progress = make_progress()
+    assert progress._seconds_left(running=2) is None
+    report(progress, "long", epoch=1, seconds=10)  # 0.5 s per digit
+    # lstm: 3 epochs of 20 digits and 4 of 10. rnn: 2 of 10, at the pace of the lstm for now.
+    assert progress._seconds_left(running=2) == (3 * 20 + 4 * 10 + 2 * 10) * 0.5 / 2
+    report(progress, "other", epoch=1, seconds=1)  # 0.1 s per digit
+    assert progress._seconds_left(running=1) == (3 * 20 + 4 * 10) * 0.5 + 10 * 0.1
 
 
-def test_a_trial_that_ends_before_its_last_epoch_leaves_no_work():
-    callback = progress(finished=["short", "other"])
-    report(callback, "long", epoch=1, seconds=10)
-    assert callback._seconds_left(running=1) == 30
-    callback.on_trial_complete(0, [], Named(name="long"))
-    assert callback._seconds_left(running=1) == 0
-    assert callback._status(running=0).startswith("3/3 done")
+def test_trial_stopped_early_leaves_no_work():
+    progress = make_progress(finished=("short", "other"))
+    report(progress, "long", epoch=1, seconds=10)
+    assert progress._seconds_left(running=1) == 30
+    progress.on_trial_complete(0, [], FakeTrial(name="long"))
+    assert progress._seconds_left(running=1) == 0
+    assert progress._status(running=0).startswith("3/3 done")
 
 
-def test_the_line_counts_done_running_and_failed(capsys, tmp_path):
-    callback = progress(finished=["short"])
-    report(callback, "long", epoch=4, seconds=1)
+def test_progress_line_counts_done_running_and_failed_trials(capsys, tmp_path):
+    progress = make_progress(finished=("short",))
+    report(progress, "long", epoch=4, seconds=1)
     error_file = tmp_path / "error.txt"
-    error_file.write_text(
-        "Failure # 1 (at noon)\nan older one\nFailure # 2 (later)\n\nOSError: full\n"
-    )
-    callback.on_trial_error(0, [], Named(name="other", error_file=str(error_file)))
-    assert capsys.readouterr().out == "other: failed for good: OSError: full\n"
-    callback.on_step_end(0, [Named(name="other", status="RUNNING")])
+    error_file.write_text("Failure # 1 (at noon)\nbad\nFailure # 2 (later)\n\nOSError: full\n")
+    progress.on_trial_error(0, [], FakeTrial(name="other", error_file=str(error_file)))
+    assert capsys.readouterr().out == "other: failed permanently: OSError: full\n"
+    progress.on_step_end(0, [FakeTrial(name="other", status="RUNNING")])
     line = capsys.readouterr().out
     assert line.startswith("2/3 done, 1 running, 1 failed")
     assert "long epoch 4 val 50.0%" in line
     assert line.endswith("\n")
-    assert "\r" not in line  # no control characters where there is no terminal
+    assert "\r" not in line  # no control characters without a terminal
 
 
-def test_a_damaged_checkpoint_is_told_once(capsys):
-    callback = progress()
+def test_corrupt_checkpoints_are_reported_once(capsys):
+    progress = make_progress()
     for epoch in (3, 4):
-        report(callback, "long", epoch, 1, damaged="checkpoint_000002", restored_epoch=2)
+        row = {"corrupt_checkpoints": "checkpoint_000002", "resumed_from_epoch": 2}
+        report(progress, "long", epoch, 1, **row)
     (line,) = capsys.readouterr().out.splitlines()
-    assert line == "long: damaged and passed over: checkpoint_000002; goes on from epoch 2"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [(0, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (601, "10 min"), (7500, "2 h 05 min")],
-)
-def test_a_duration_has_two_units(seconds, said):
-    assert duration(seconds) == said
+    assert line == "long: skipped corrupt checkpoints: checkpoint_000002; resuming from epoch 2"

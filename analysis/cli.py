@@ -1,0 +1,72 @@
+"""The command lines of the analysis scripts: arguments, errors in one line, exit codes."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+
+class ResultsError(Exception):
+    """The results cannot be read or plotted as asked. Printed as one line; exit code 2."""
+
+
+def exit_silently_on_sigint() -> None:
+    """Makes Ctrl-C end this process without a traceback: there is nothing to clean up."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may have it ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def run_main(main: Callable[[], int]) -> NoReturn:
+    """Runs a script's `main` and exits with its code.
+
+    A ResultsError or OSError is printed as one line (exit code 2). A closed stdout (`| head`) is
+    no error.
+    """
+    code = 0
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The rest of the output goes to /dev/null: Python would try to flush it again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ResultsError, OSError) as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        code = 2
+    sys.exit(code)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An argument parser that shows the script's docstring as help and errors in one line."""
+
+    def __init__(self, doc: str | None):
+        super().__init__(
+            description=doc,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def check_writable(out: Path) -> None:
+    """Raises ResultsError, before long work, for a file or folder that is not writable."""
+    if not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise ResultsError(f"--out {out}: not writable")
+
+
+def make_out_dir(out: Path) -> None:
+    """Creates the folder of the figures; raises OSError or ResultsError if it is not writable."""
+    out.mkdir(parents=True, exist_ok=True)
+    check_writable(out)
+
+
+def print_summary(findings: list[str], figures: list[Path], finished: int, trials: int) -> None:
+    """Prints the findings of a sweep, how many trials were left out, and where the figures are."""
+    print("\n".join(findings))
+    if finished < trials:
+        print(f"left out: {trials - finished} of {trials} trials, which are not finished")
+    print("".join(f"{figure}\n" for figure in figures), end="")

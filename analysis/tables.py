@@ -1,0 +1,47 @@
+"""Tables on a screen: which columns are worth showing, and how wide a table may be."""
+
+import pandas as pd
+
+# Columns that tables leave out by default. First what Tune adds to every row of metrics, then
+# metrics of this suite that are rarely read. A new metric is shown unless it is listed here.
+HIDDEN_COLUMNS = [
+    "training_iteration", "timestamp", "checkpoint_dir_name", "should_checkpoint", "done", "date",
+    "trial_id", "time_this_iter_s", "time_total_s", "pid", "hostname", "node_ip",
+    "time_since_restore", "iterations_since_restore", "experiment_tag",
+
+    "epoch_seconds", "train_seconds", "sequences_per_second", "images_per_second",
+    "resumed_from_epoch", "corrupt_checkpoints", "epoch_end_time", "device", "hardware",
+    "library_versions", "num_threads", "num_workers", "keep_every", "eval_every", "density",
+    "coverage", "confidence", "kl_to_uniform", "rarest_class_fraction",
+    "val_accuracy_within_epoch", "grad_norm_h", "grad_norm_c", "spectral_radii",
+    "forget_gate_quantiles", "grad_norm", "update_rms_over_lr",
+]  # fmt: skip
+
+ALWAYS_SHOWN = ("trial", "status", "epoch", "val_accuracy")
+
+
+def default_columns(table: pd.DataFrame) -> list[str]:
+    """Returns the columns worth a screen: not hidden, and not settings with a single value."""
+    varying = {name for name in table if table[name].astype(str).nunique(dropna=False) > 1}
+    return [
+        name
+        for name in table
+        if name in ALWAYS_SHOWN
+        or (
+            name not in HIDDEN_COLUMNS
+            and (name in varying or (len(table) == 1 and name != "experiment"))
+        )
+    ]
+
+
+def format_table(table: pd.DataFrame) -> str:
+    return table.to_string(index=False, na_rep="", float_format="{:.4g}".format)
+
+
+def fit_to_width(table: pd.DataFrame, width: int) -> pd.DataFrame:
+    """Drops columns, the last ones first, until a line has at most `width` characters."""
+    for name in reversed([name for name in table if name not in ALWAYS_SHOWN]):
+        if len(format_table(table).partition("\n")[0]) <= width:
+            break
+        table = table.drop(columns=name)
+    return table

@@ -1,0 +1,74 @@
+"""Accuracy of trained networks on unseen palindromes of every length."""
+
+import argparse
+import sys
+
+import pandas as pd
+
+from analysis.results import CONFIG_COLUMNS, Trial
+from models.palindromes import Sequences, palindromes
+from models.recurrent import CELLS, NUM_CLASSES, RecurrentNetwork, predict
+
+
+def load_network(trial: Trial) -> RecurrentNetwork | None:
+    """Loads the network of a trial's latest valid checkpoint, None without one."""
+    checkpoint = trial.latest_checkpoint()
+    if checkpoint is None:
+        return None
+    config = trial.config
+    network = CELLS[config["cell"]](config["hidden_size"], config["input_encoding"])
+    network.load_state_dict(checkpoint.state["network"])
+    return network
+
+
+def add_num_test_samples(parser: argparse.ArgumentParser) -> None:
+    """Adds --num-test-samples, with which each digit occurs at least once."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < NUM_CLASSES:
+            raise argparse.ArgumentTypeError(f"{text}: must be an integer from {NUM_CLASSES} on")
+        return int(text)
+
+    parser.add_argument(
+        "--num-test-samples", type=parse, default=1000, metavar="N",
+        help="test palindromes per network and length (1000)",
+    )  # fmt: skip
+
+
+def unseen_sequences(seed: int, length: int, count: int) -> Sequences:
+    """Returns palindromes that no trial of that seed and length was trained on."""
+    return palindromes(seed, length, 5 * count).validation  # a fifth of them
+
+
+def evaluate_transfer(trials: list[Trial], count: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Tests each trial's network at every length of its cell, and by digit at its own length.
+
+    Args:
+        count: palindromes of each test.
+
+    Returns:
+        Accuracy by (cell, init, length, seed, tested length), and by (cell, init, length, seed,
+        digit).
+    """
+    lengths: dict[str, list[int]] = {}
+    for trial in trials:
+        lengths.setdefault(trial.config["cell"], []).append(trial.config["length"])
+    by_length, by_digit = [], []
+    for number, trial in enumerate(trials):
+        if sys.stdout.isatty():
+            print(f"\rtesting network {number + 1} of {len(trials)}", end="", flush=True)
+        network = load_network(trial)
+        if network is None:
+            continue
+        labels = {name: trial.config[name] for name in (*CONFIG_COLUMNS, "seed")}
+        for tested in sorted(set(lengths[trial.config["cell"]])):
+            data = unseen_sequences(trial.config["seed"], tested, count)
+            correct = (predict(network, data).argmax(1) == data.targets).double()
+            by_length.append({**labels, "tested": tested, "accuracy": correct.mean().item()})
+            if tested == trial.config["length"]:
+                for digit in range(NUM_CLASSES):
+                    accuracy = correct[data.targets == digit].mean().item()
+                    by_digit.append({**labels, "digit": digit, "accuracy": accuracy})
+    if sys.stdout.isatty():
+        print("\r\033[K", end="")
+    return pd.DataFrame(by_length), pd.DataFrame(by_digit)

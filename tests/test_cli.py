@@ -1,0 +1,71 @@
+"""jobs/cli.py: flags, their errors, and the commands that a job prints."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import sweep
+from jobs.cli import parse_float_pair, parse_int_ranges, parse_names, resume_command, shell_command
+from jobs.formatting import format_value
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--lengths 9-3", "range 9-3 is empty"),
+        ("--lengths ,", "not a list of integers"),
+        ("--lengths -3,5", "'-3,5' is not a list of integers"),
+        ("--cells lstm,", "not a list of names"),
+        ("--batch-size x", "invalid int value"),
+        ("--grad-clip x", "invalid float value"),
+        ("--optimizer sgd", "invalid choice: 'sgd'"),
+        ("--preset best", "invalid choice: 'best'"),
+        ("--seed 3", "unrecognized"),  # not an abbreviation of --seeds
+        ("--name a/b", "--name 'a/b': a name consists of"),
+        ("--storage s3://", "--storage s3://"),
+        ("--cpus-per-trial 0", "--cpus-per-trial 0: must be at least 1"),
+        ("--max-concurrent 0", "--max-concurrent 0: must be at least 1"),
+        ("--ablate", "--ablate: requires --preset horizon"),
+        ("--epochs 0", "--epochs 0: must be positive"),
+    ],
+)
+def test_bad_flag_is_reported_in_one_line_and_nothing_is_written(
+    user_error_of, tmp_path, flags, message
+):
+    path = tmp_path / "results"
+    assert message in user_error_of(sweep.main, "--storage", path, *flags.split())
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "value", "canonical"),
+    [
+        (parse_int_ranges, "3,9,4", (3, 4, 9), "3-4,9"),
+        (parse_int_ranges, "9,3-5,4", (3, 4, 5, 9), "3-5,9"),
+        (parse_int_ranges, "7", (7,), "7"),
+        (parse_names, "rnn, lstm,rnn", ("lstm", "rnn"), "lstm,rnn"),
+        (parse_float_pair, "0.5,0.999", (0.5, 0.999), "0.5,0.999"),
+    ],
+)
+def test_lists_are_sorted_and_formatted_as_they_are_parsed(parse, text, value, canonical):
+    assert parse(text) == value
+    assert format_value(value) == canonical
+    assert parse(canonical) == value
+
+
+def test_resume_command_replaces_fresh_by_the_name_of_the_new_folder(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["jobs/sweep.py", "--fresh", "--storage", "a b"])
+    assert resume_command("new") == "python jobs/sweep.py --storage 'a b' --name new"
+
+
+def test_commands_under_ray_submit_are_for_the_terminal_of_the_user(monkeypatch):
+    """`ray submit` copies the script to the head's home directory and runs it in a shell."""
+    uri = "s3://bucket/x?endpoint_override=host:1&scheme=http"
+    script = str(Path.home() / "sweep.py")
+    monkeypatch.setattr(sys, "argv", [script, "--lengths", "3-5,9", "--storage", uri])
+    start = "ray submit cluster.yaml jobs/sweep.py -- --lengths 3-5,9"
+    assert resume_command("new") == f"{start} --storage \"'{uri}'\""
+    assert shell_command("analysis/sweep.py", [uri]) == (
+        f"ray submit cluster.yaml analysis/sweep.py -- \"'{uri}'\""
+    )

@@ -1,0 +1,177 @@
+"""jobs/grid.py: presets, overrides, ablations and the checks of settings."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from jobs import sweep
+from jobs.errors import UserError
+from jobs.grid import (
+    ABLATION_PRESET,
+    PRESETS,
+    VARIANTS,
+    GridConfig,
+    Preset,
+    apply_overrides,
+    describe,
+    trial_configs,
+    trial_name,
+)
+
+
+@pytest.fixture
+def parse_grids(monkeypatch) -> Callable[..., tuple[GridConfig, ...]]:
+    """Returns the grids of a command line of jobs/sweep.py."""
+
+    def parse(*flags: object) -> tuple[GridConfig, ...]:
+        monkeypatch.setattr(sys, "argv", ["sweep.py", *map(str, flags)])
+        return sweep.parse_args()[0]
+
+    return parse
+
+
+def test_default_preset_is_the_grid_of_the_report(parse_grids):
+    configs = trial_configs(*parse_grids())
+    expected = {("lstm", n, 20) for n in range(3, 25)} | {("rnn", n, 20) for n in range(3, 25)}
+    expected |= {("lstm", n, 5) for n in range(25, 36)}
+    assert {(c["cell"], c["length"], c["epochs"]) for c in configs} == expected
+    assert len(configs) == 3 * len(expected)
+    common = {"num_sequences": 100_000, "batch_size": 128, "lr": 0.001, "hidden_size": 128}
+    common |= {"optimizer": "adam", "grad_clip": None, "init": "uniform"}
+    for config in configs:
+        assert common.items() <= config.items()
+
+
+@pytest.mark.parametrize("preset", [*PRESETS.values(), ABLATION_PRESET], ids=[*PRESETS, "ablation"])
+def test_preset_is_valid_and_its_trials_have_distinct_names(preset):
+    configs = trial_configs(*apply_overrides(preset, {}))
+    assert len({trial_name(config) for config in configs}) == len(configs)
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "expected"),
+    [
+        # Each grid has the override, and keeps its own epochs.
+        (
+            "figures",
+            {"seeds": (4,), "grad_clip": 10.0},
+            tuple(replace(g, seeds=(4,), grad_clip=10.0) for g in PRESETS["figures"].grids),
+        ),
+        # A second grid without a new trial is dropped.
+        ("figures", {"lengths": (3, 30)}, (GridConfig(lengths=(3, 30)),)),
+        ("figures", {"cells": ("rnn",)}, (GridConfig(cells=("rnn",)),)),
+        # Any registered cell.
+        ("figures", {"cells": ("gru", "rnn")}, (GridConfig(cells=("gru", "rnn")),)),
+        ("quick", {"cells": ("gru",)}, (replace(PRESETS["quick"].grids[0], cells=("gru",)),)),
+        # Each cell keeps its own recipe.
+        (
+            "recipe",
+            {"lengths": (35,)},
+            tuple(replace(g, lengths=(35,)) for g in PRESETS["recipe"].grids),
+        ),
+        ("recipe", {"cells": ("lstm",)}, PRESETS["recipe"].grids[:1]),
+    ],
+)
+def test_overrides_apply_to_every_grid_and_no_trial_is_in_two(preset, overrides, expected):
+    assert apply_overrides(PRESETS[preset], overrides) == expected
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [PRESETS["recipe"], PRESETS["horizon"], ABLATION_PRESET],
+    ids=["recipe", "horizon", "ablation"],
+)
+@pytest.mark.parametrize("cells", [("gru",), ("gru", "lstm")])
+def test_cell_without_a_recipe_is_refused(preset, cells):
+    with pytest.raises(UserError, match="--cells gru: this preset has recipes for lstm, rnn"):
+        apply_overrides(preset, {"cells": cells})
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("recipe", [("lstm", 0.005, 1.0), ("rnn", 0.0003, None)]),
+        ("horizon", [("lstm", 0.005, 1.0), ("rnn", 0.001, None)]),
+    ],
+)
+def test_recipes_of_the_cells(preset, expected):
+    grids = PRESETS[preset].grids
+    assert [(grid.cells[0], grid.lr, grid.grad_clip) for grid in grids] == expected
+
+
+def test_trials_are_ordered_by_seed_then_by_descending_length():
+    configs = trial_configs(*PRESETS["horizon"].grids)
+    order = [(config["seed"], -config["length"]) for config in configs]
+    assert order == sorted(order)
+    assert {config["cell"] for config in configs[:7]} == {"lstm", "rnn"}
+
+
+def test_ablation_changes_one_setting_of_the_recipe_per_variant(parse_grids):
+    configs = trial_configs(*parse_grids("--preset", "horizon", "--ablate"))
+    assert len({trial_name(config) for config in configs}) == len(configs)
+    assert {(c["cell"], c["length"]) for c in configs} == {
+        (cell, length) for cell in ("lstm", "rnn") for length in (35, 100)
+    }
+    for cell, no_effect in (("lstm", "clip"), ("rnn", "no-clip")):  # equal to the recipe
+        variants = {c["variant"] for c in configs if c["cell"] == cell}
+        assert variants == VARIANTS.keys() - {no_effect}
+    full = {(c["cell"], c["length"], c["seed"]): c for c in configs if c["variant"] == "full"}
+    for config in configs:
+        recipe = full[(config["cell"], config["length"], config["seed"])]
+        changed = {name for name in config if config[name] != recipe[name]} - {"variant"}
+        assert changed == set(VARIANTS[config["variant"]])
+        assert len(changed) == (config["variant"] != "full")
+
+
+@pytest.mark.parametrize(
+    ("flags", "variants"),
+    [
+        (
+            ("--grad-clip", 10, "--warmup-steps", 0),
+            VARIANTS.keys() - {"no-warmup"},  # without effect; clipping at 1 is a change now
+        ),
+        (("--variants", "full,one-hot"), {"full", "one-hot"}),
+    ],
+)
+def test_ablation_variants_follow_the_flags(parse_grids, flags, variants):
+    grids = parse_grids("--preset", "horizon", "--ablate", *flags)
+    assert [set(grid.variants) for grid in grids] == [variants, variants]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"lengths": (0, 5)}, "--lengths 0: must be at least 2"),
+        ({"cells": ("mlp",)}, "unknown cell 'mlp'"),
+        ({"inits": ("chrono",)}, "unknown init 'chrono' of the rnn"),
+        ({"cells": ("lstm",), "inits": ("zero",)}, "unknown init 'zero' of the lstm"),
+        ({"variants": ("no-luck",)}, "--variants no-luck: choose from full, clip"),
+        ({"variants": ("no-clip",)}, "--variants no-clip: has no effect"),
+        ({"epochs": 0}, "--epochs 0: must be positive"),
+        ({"lr": -1.0}, "--lr -1.0: must be positive"),
+        ({"lr": float("nan")}, "--lr nan: must be positive"),
+        ({"lr": float("inf")}, "--lr inf: must be positive and finite"),
+        ({"grad_clip": 0.0}, "--grad-clip 0.0: must be positive"),
+        ({"stop_after_solved_epochs": 0}, "--stop-after-solved-epochs 0: must be positive"),
+        ({"evals_per_epoch": 0}, "--evals-per-epoch 0: must be positive"),
+        ({"num_sequences": 1000, "evals_per_epoch": 7}, "an epoch has 6 steps"),
+        ({"warmup_steps": -1}, "--warmup-steps -1: must be 0 or more"),
+        ({"num_sequences": 1000, "epochs": 2, "warmup_steps": 13}, "training has 12 steps"),
+        ({"num_sequences": 40}, "--num-sequences 40: must be at least 50"),
+        ({"num_sequences": 159}, "smaller than --batch-size 128"),
+    ],
+)
+def test_settings_that_cannot_be_run_are_refused(overrides, message):
+    with pytest.raises(UserError) as error:
+        apply_overrides(Preset("", (GridConfig(),), any_cell=True), overrides)
+    assert message in str(error.value)
+
+
+def test_description_lists_the_axes_of_a_grid():
+    grid = GridConfig(lengths=(3, 4, 5, 9), seeds=(0,), variants=("full", "one-hot"))
+    assert describe(grid) == (
+        "lstm,rnn x lengths 3-5,9 x seeds 0 x inits uniform x variants full,one-hot"
+        " x 20 epochs of 100000 sequences"
+    )

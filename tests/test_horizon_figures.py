@@ -1,0 +1,64 @@
+import pandas as pd
+from fake_trials import make_trial, write_trials
+from PIL import Image
+
+from analysis import horizon
+from analysis.horizon_figures import describe_horizon, plot_horizon
+
+NORMS = {"grad_norm_h": [[1.0, 0.1, 0.01]] * 4}
+FINISHED = [
+    make_trial(accuracies, cell, init, length, seed, **NORMS)
+    for cell, init, accuracies in (
+        ("lstm", "chrono", [0.1, 0.5, 1, 1]),
+        ("rnn", "uniform", [0.1] * 4),
+    )
+    for length in (10, 100)
+    for seed in (0, 1)
+]
+FINISHED.append(make_trial([0.1, 0.99, 0.2, 0.2], variant="no-clip"))
+
+
+def test_script_plots_finished_trials_with_data_and_alt_text(call_main, tmp_path):
+    unfinished = make_trial([0.1, 0.5], length=200)
+    results = write_trials(tmp_path / "results", *FINISHED, unfinished)
+    out = tmp_path / "new folder" / "figures"
+    done = call_main(horizon.main, results, "--out", out)
+    assert (done.returncode, done.stderr) == (0, "")
+    names = [
+        "accuracy_lstm", "accuracy_rnn", "effective_length", "sequences_to_99",
+        "accuracy_drops", "gradients",
+    ]  # fmt: skip
+    assert done.stdout.splitlines() == [
+        "LSTM, chrono: effective length 100 (unknown for 1 of 2 seeds); "
+        "4 solved, 0 collapsed, 0 partial, 0 at chance; "
+        "accuracy drops: 0 in 16 epochs",
+        "LSTM, chrono, no-clip: effective length 0; 0 solved, 1 collapsed, 0 partial, "
+        "0 at chance; accuracy drops: 1 in 4 epochs",
+        "RNN, uniform: effective length 0; 0 solved, 0 collapsed, 0 partial, 4 at chance; "
+        "accuracy drops: 0 in 16 epochs",
+        "left out: 1 of 10 trials, which are not finished",
+        *(str(out / f"{name}.png") for name in names),
+    ]
+    for name in names:
+        with Image.open(out / f"{name}.png") as image:
+            assert len(image.text["Description"]) > 50
+        assert len(pd.read_csv(out / f"{name}.csv")) > 0
+    trials = pd.read_csv(out / "trials.csv")
+    assert trials.groupby("variant").size().to_dict() == {"full": 8, "no-clip": 1}
+
+
+def test_gradients_are_not_plotted_without_probe(tmp_path):
+    trials = [make_trial([0.1, 1, 1])]
+    assert "gradients" not in [path.stem for path in plot_horizon(trials, trials, tmp_path)]
+    assert not (tmp_path / "gradients.csv").exists()
+
+
+def test_description_gives_the_range_of_effective_lengths_where_known():
+    trials = [make_trial([0.1, 1, 1], length=10, seed=seed) for seed in (0, 1)]
+    trials.append(make_trial([0.1] * 4, length=20, seed=0))
+    trials.append(make_trial([1, 1], length=20, seed=1))
+    (line,) = describe_horizon(trials, trials)
+    assert line.startswith("LSTM, chrono: effective length 10 to 20; 3 solved, ")
+    unfinished = [make_trial([0.1, 1], length=5, seed=seed) for seed in (0, 1)]
+    (line,) = describe_horizon(trials, [*trials, *unfinished])
+    assert line.startswith("LSTM, chrono: effective length unknown; ")

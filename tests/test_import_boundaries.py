@@ -1,0 +1,64 @@
+"""The packages import in one direction: models <- jobs, models <- analysis."""
+
+import ast
+import re
+import sys
+from importlib.metadata import requires
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parent.parent
+FORBIDDEN_IMPORTS = {
+    "models": {"ray", "pandas", "matplotlib", "jobs", "analysis", "argparse"},
+    "jobs": {"matplotlib", "analysis"},
+    "analysis": {"jobs"},
+}
+
+
+def imported_packages(file: Path) -> set[str]:
+    """Returns the top-level packages that a file imports, also within functions."""
+    packages = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            packages |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            packages.add((node.module or "").split(".")[0])
+    return packages
+
+
+@pytest.mark.parametrize("package", FORBIDDEN_IMPORTS)
+def test_package_imports_nothing_forbidden(package):
+    files = sorted((REPO / package).glob("**/*.py"))
+    assert len(files) > 1
+    for file in files:
+        assert not imported_packages(file) & FORBIDDEN_IMPORTS[package], file.name
+
+
+def test_analysis_starts_no_training():
+    for file in (REPO / "analysis").glob("**/*.py"):
+        words = set(re.findall(r"\w+", file.read_text()))
+        assert not {"Tuner", "TorchTrainer", "train_epoch"} & words, file.name
+
+
+def test_scripts_of_analysis_import_no_other_script():
+    scripts = {
+        file.stem for file in (REPO / "analysis").glob("*.py") if "__main__" in file.read_text()
+    }
+    assert {"sweep", "horizon", "gan", "trials", "report"} <= scripts
+    for file in (REPO / "analysis").glob("*.py"):
+        names = re.findall(
+            r"^from analysis import (.*)$|^from analysis\.(\w+)", file.read_text(), re.M
+        )
+        imported = {name.strip() for both in names for name in ",".join(both).split(",")}
+        assert not imported & scripts, file.name
+
+
+def test_every_imported_package_is_declared():
+    requirements = [text for text in requires("memory-and-digits") if "extra ==" not in text]
+    declared = {re.match(r"[\w-]+", text)[0].lower() for text in requirements}
+    distributions = {"PIL": "pillow", "yaml": "pyyaml"}
+    for package in FORBIDDEN_IMPORTS:
+        for file in (REPO / package).glob("**/*.py"):
+            third_party = imported_packages(file) - sys.stdlib_module_names - {*FORBIDDEN_IMPORTS}
+            assert {distributions.get(name, name) for name in third_party} <= declared, file.name

@@ -1,0 +1,125 @@
+"""jobs/storage.py: the folder of a run, its name, settings and lock, on a disk or in a bucket."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from jobs import storage, sweep
+from jobs.errors import UserError
+from jobs.grid import PRESETS
+
+CONFIG = [asdict(grid) for grid in PRESETS["quick"].grids]
+
+
+def create_run(path: Path, name: str = "sweep") -> storage.StorageDir:
+    """Creates the folder of a run with the settings of the preset `quick`."""
+    folder = storage.run_dir(str(path), name, fresh=False)
+    folder.filesystem.create_dir(folder.path)
+    storage.acquire_run_dir(folder, CONFIG)
+    return folder
+
+
+@pytest.fixture
+def read_only(tmp_path) -> Iterator[Path]:
+    """An existing folder in which nothing can be created, not even by root."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a read-only file system")
+    mount = ["mount", "-t", "tmpfs", "-o", "ro,size=1m", "none", str(tmp_path)]
+    subprocess.run(mount, check=True)
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "difference"),
+    [
+        ("--preset quick --epochs 9", "epochs: 10 there, 9 here"),
+        (
+            "--preset quick --seeds 0-3,7 --grad-clip 10",
+            "seeds: 0-1 there, 0-3,7 here, grad_clip: none there, 10.0 here",
+        ),
+        ("--preset figures", "1 grid there, 2 here"),
+    ],
+)
+def test_other_settings_under_the_same_name_are_refused(user_error_of, tmp_path, flags, difference):
+    create_run(tmp_path)
+    error = user_error_of(sweep.main, *flags.split(), "--storage", tmp_path, "--name", "sweep")
+    assert f"other settings ({difference})" in error
+
+
+def test_settings_of_another_version_are_refused(tmp_path):
+    folder = create_run(tmp_path)
+    storage.check_same_config(folder, CONFIG)
+    with pytest.raises(UserError, match="warmup: unknown there, 0 here"):
+        storage.check_same_config(folder, [CONFIG[0] | {"warmup": 0}])
+
+
+@pytest.mark.parametrize("content", [b"[{", b"[1]", b"1"])
+def test_corrupt_settings_are_reported(tmp_path, content):
+    folder = create_run(tmp_path)
+    folder.write(storage.SETTINGS, content)
+    with pytest.raises(UserError, match=r"settings\.json is corrupt"):
+        storage.check_same_config(folder, CONFIG)
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "*", "~", ".", "..", "-x", ""])
+def test_name_cannot_leave_the_storage_folder(tmp_path, name):
+    with pytest.raises(UserError, match="a name consists of"):
+        storage.run_dir(str(tmp_path), name, fresh=False)
+
+
+def test_fresh_selects_a_new_folder_and_deletes_nothing(tmp_path):
+    create_run(tmp_path, "sweep")
+    assert storage.run_dir(str(tmp_path), "sweep", fresh=True).name == "sweep-2"
+    create_run(tmp_path, "sweep-2")
+    assert storage.run_dir(str(tmp_path), "sweep", fresh=True).name == "sweep-3"
+    assert storage.run_dir(str(tmp_path), "sweep", fresh=False).name == "sweep"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep", "sweep-2"]
+
+
+def test_run_dir_is_locked_until_the_process_ends(tmp_path):
+    folder = create_run(tmp_path)
+    with pytest.raises(UserError, match="already running in another process"):
+        storage.acquire_run_dir(folder, CONFIG)
+
+
+def test_storage_that_is_not_writable_is_refused(read_only):
+    folder = storage.run_dir(str(read_only), "sweep", fresh=False)
+    with pytest.raises(UserError, match=f"--storage: {folder.uri} is not writable"):
+        storage.acquire_run_dir(folder, CONFIG)
+    with (
+        pytest.raises(UserError, match=f"--storage: {read_only} is not writable"),
+        storage.marker_file(folder),
+    ):
+        pass
+
+
+def test_bucket_that_does_not_exist_is_refused(moto_server):
+    folder = storage.run_dir("s3://nowhere/x", "sweep", fresh=False)
+    with pytest.raises(UserError, match="--storage: s3://nowhere/x/sweep is not writable"):
+        storage.acquire_run_dir(folder, CONFIG)
+
+
+def test_marker_file_leaves_no_file_or_folder(tmp_path):
+    folder = storage.run_dir(str(tmp_path / "a" / "b"), "sweep", fresh=False)
+    with storage.marker_file(folder) as (path, content):
+        assert Path(path).read_bytes() == content
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("parent", "options"),
+    [
+        ("/runs", ""),
+        ("s3://bucket/runs", "?region=us-east-1&endpoint_override=localhost:1&scheme=http"),
+    ],
+)
+def test_options_of_a_uri_stay_at_its_end(parent, options):
+    folder = storage.open_dir(parent + options).subdir("sweep")
+    assert folder.uri == f"{parent}/sweep{options}"
+    assert (folder.name, folder.parent) == ("sweep", parent + options)
+    assert folder.path == f"{parent}/sweep".removeprefix("s3://")
