@@ -45,7 +45,7 @@ lint: .venv/installed
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: lint
-	$(PYTEST) -m "not ray and not soak"
+	$(PYTEST) -m "not ray"
 
 test: lint test-tools
 	$(PYTEST)
