@@ -12,3 +12,4 @@ RAY_LOG_ENV = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 os.environ |= RAY_LOG_ENV | os.environ  # what the user has set stays
+os.environ["RAY_TRAIN_V2_ENABLED"] = "1"  # read when Ray is imported; jobs/gan.py needs Train V2

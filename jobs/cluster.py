@@ -5,6 +5,8 @@ import os
 import shlex
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ WORKER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
     "MALLOC_ARENA_MAX": "1",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:2",
+    "RAY_TRAIN_V2_ENABLED": "1",  # as in the driver: see jobs/__init__.py
 }
 
 DEFAULT_GPU_FRACTION = 0.25  # of a GPU for one small network: four of them saturate it
@@ -39,6 +42,13 @@ def connect(address: str | None) -> None:
     # These loggers repeat failures that the job reports itself.
     for name in ("tune", "execution.experiment_state", "execution.tune_controller"):
         logging.getLogger(f"ray.tune.{name}").setLevel(logging.CRITICAL)
+    variable = os.environ.get("RAY_ADDRESS")
+    where = f"--address {address}" if address else "local cluster"
+    if variable and not address:
+        where = f"RAY_ADDRESS={variable}"
+    elif not address and _has_ended(_local_address()):
+        print(f"the Ray at {_local_address()} has ended: starting a local one")
+        address = "local"
     options: dict[str, Any] = {
         "address": address,
         "runtime_env": runtime_env(),
@@ -47,13 +57,19 @@ def connect(address: str | None) -> None:
         "include_dashboard": False,  # of a Ray that only this command starts
     }
     try:
-        _check_listening(address or "")
-        try:
-            ray.init(num_cpus=_cpu_affinity(), **options)
-        except ValueError:  # a cluster exists, and has its own number of CPUs
-            ray.init(**options)
+        _check_listening(address or variable or "")
+        with _own_working_directory():
+            try:
+                ray.init(num_cpus=_cpu_affinity(), **options)
+            except ValueError:  # a cluster exists, and has its own number of CPUs
+                ray.init(**options)
+    except ray.exceptions.RayError as error:  # token authentication without a valid token
+        reason = str(error).partition(". ")[0]
+        raise UserError(
+            f"{reason} (Create a token with `ray get-auth-token --generate`, "
+            "or unset RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH.)"
+        ) from None
     except (OSError, RuntimeError, ValueError) as error:
-        where = f"--address {address}" if address else "local cluster"
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if "AF_UNIX path length" in reason:
             raise UserError(
@@ -68,16 +84,52 @@ def connect(address: str | None) -> None:
 def runtime_env() -> dict[str, Any]:
     """Returns the runtime environment of every process that Ray starts for the job."""
     environment: dict[str, Any] = {"env_vars": WORKER_ENVIRONMENT}
-    if " " in sys.executable:  # Ray passes it to a shell unquoted, then waits for workers forever
-        environment["py_executable"] = shlex.quote(sys.executable)
+    quoted = shlex.quote(sys.executable)
+    if quoted != sys.executable:  # Ray passes it to a shell unquoted, then waits for workers
+        environment["py_executable"] = quoted
     return environment
 
 
 def _check_listening(address: str) -> None:
-    """Raises OSError if nothing listens at HOST:PORT: Ray's own message has 20 lines."""
-    host, _, port = address.rpartition(":")
+    """Raises OSError if nothing listens at HOST:PORT: Ray waits two minutes or prints 20 lines."""
+    if address.startswith(("http://", "https://")):
+        raise OSError("that is a dashboard's address, for `ray job submit`: give HOST:PORT")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _local_address() -> str:
+    """Returns the address that `ray start --head` on this machine has left, empty without one."""
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    try:
+        return Path(folder, "ray", "ray_current_cluster").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _has_ended(address: str) -> bool:
+    """Returns whether there is an address at which nothing listens: its Ray was killed."""
+    try:
+        _check_listening(address)
+    except OSError:
+        return True
+    return False
+
+
+@contextmanager
+def _own_working_directory() -> Iterator[None]:
+    """Connects from the folder of this suite's packages.
+
+    Ray puts the working directory of the driver first on the workers' path: there, a package named
+    models, jobs or analysis would take the place of the suite's.
+    """
+    working_directory = os.getcwd()
+    os.chdir(Path(__file__).parent.parent)
+    try:
+        yield
+    finally:
+        os.chdir(working_directory)
 
 
 def _cpu_affinity() -> int | None:

@@ -226,5 +226,7 @@ def _last_error(trial: Trial) -> str:
     text = Path(trial.error_file).read_text() if trial.error_file else "unknown error"
     last = text.rpartition("Failure # ")[2].strip()
     # The second if Ray does not notice the death within a second, or cannot reach the host.
+    if "OutOfMemoryError" in last:  # by Ray's memory monitor
+        return "killed: the node ran out of memory (lower --max-concurrent or --num-sequences)"
     died = any(message in last for message in ("The actor died", "ActorUnavailableError"))
     return "its process died" if died else last.splitlines()[-1]

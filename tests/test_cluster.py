@@ -4,11 +4,14 @@ Resources on clusters of several shapes, and connections that fail.
 """
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import yaml
-from processes import REPO
+from processes import REPO, run_script
 from ray.autoscaler._private.util import prepare_config
 
 from jobs import autoscaling, cluster
@@ -143,6 +146,41 @@ def test_unreachable_cluster_is_reported(address):
         cluster.connect(address)
 
 
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "refused"),
+        ("ray://127.0.0.1:1", "refused"),
+        ("http://127.0.0.1:8265", "give HOST:PORT"),
+    ],
+)
+def test_unreachable_ray_address_is_reported_with_its_variable(monkeypatch, address, message):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError, match=f"^RAY_ADDRESS={re.escape(address)}: .*{message}"):
+        cluster.connect(None)
+
+
+def test_local_ray_that_was_killed_is_replaced(monkeypatch, tmp_path, capsys):
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    calls = []
+    monkeypatch.setattr(cluster.ray, "init", lambda **options: calls.append(options))
+    cluster.connect(None)
+    assert [options["address"] for options in calls] == ["local"]
+    assert "127.0.0.1:1 has ended" in capsys.readouterr().out
+
+
+def test_workers_do_not_import_from_the_working_directory_of_the_driver(monkeypatch, tmp_path):
+    directories = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cluster.ray, "init", lambda **_: directories.append(Path.cwd()))
+    cluster.connect("local")
+    assert directories == [REPO]
+    assert Path.cwd() == tmp_path
+
+
 def test_ray_tmpdir_too_long_for_sockets_is_reported(monkeypatch):
     def init(**_: object) -> None:
         raise OSError("AF_UNIX path length cannot exceed 107 bytes: /deep")
@@ -150,3 +188,20 @@ def test_ray_tmpdir_too_long_for_sockets_is_reported(monkeypatch):
     monkeypatch.setattr(cluster.ray, "init", init)
     with pytest.raises(UserError, match=r"^RAY_TMPDIR: too long for .* sockets"):
         cluster.connect(None)
+
+
+def test_token_authentication_without_a_token_is_refused(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/nowhere/token")
+    script = "from jobs import cluster; cluster.connect(None)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    *_, line = done.stderr.splitlines()
+    assert line.startswith("jobs.errors.UserError: RAY_AUTH_TOKEN_PATH")
+    assert "/nowhere/token" in line
+    assert "ray get-auth-token --generate" in line
+
+
+def test_gan_job_starts_where_train_v2_is_disabled(monkeypatch):
+    monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "0")
+    done = run_script("jobs/gan.py", "--help")
+    assert done.returncode == 0, done.stderr

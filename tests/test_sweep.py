@@ -291,7 +291,7 @@ def serial_run(cluster, tmp_path_factory) -> tuple[list[Trial], list[str]]:
         environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
         output, _ = driver.communicate(timeout=600)
     assert driver.returncode == 0, output
-    assert "1 concurrent trials, at most 1; each with 2 CPUs and 0 GPUs\n" in output
+    assert "1 concurrent trial, at most 1; each with 2 CPUs and 0 GPUs\n" in output
     return read_trials(str(path / "sweep")), environment
 
 
@@ -319,12 +319,15 @@ def test_subnormal_gradients_are_flushed_to_zero(serial_run):
     assert reported[normal] == pytest.approx(expected[normal], rel=1e-4)
 
 
-def test_python_path_with_a_space_starts_ray_and_trials(tmp_path):
-    (tmp_path / "my venv").symlink_to(sys.prefix)
-    python = str(tmp_path / "my venv" / "bin" / "python")
+def test_trials_run_with_any_python_path_and_working_directory(tmp_path):
+    venv = "R&D, it's my $venv"
+    (tmp_path / venv).symlink_to(sys.prefix)
+    python = str(tmp_path / venv / "bin" / "python")
     flags = [*ONE_TRIAL, "--epochs", 1, "--storage", tmp_path]
     command = [python, *script_command("jobs/sweep.py", *flags)[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").write_text("raise ImportError('not the suite')")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 of 1 trial done" in done.stdout
 

@@ -162,7 +162,7 @@ def test_trials_without_metrics_are_shown_with_empty_cells(tmp_path, lines_of):
         (["--query", "length ="], "--query 'length ='"),
         (["--query", "length > 'a'"], "--query \"length > 'a'\""),
         (["--query", "length > 1\nand"], "--query 'length > 1\\nand'"),
-        (["--query", "length"], "--query 'length': not true or false for each row"),
+        (["--query", "length"], "--query 'length': must be true or false for each row"),
         (["--csv", "/nowhere/table.csv"], "/nowhere"),
         (["--descending"], "--descending requires --sort"),
     ],

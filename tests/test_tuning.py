@@ -182,6 +182,23 @@ def test_progress_line_counts_done_running_and_failed_trials(capsys, tmp_path):
     assert "\r" not in line  # no control characters without a terminal
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ray.exceptions.OutOfMemoryError: Task was killed\nadvice", "the node ran out of memory"),
+        ("ray.exceptions.ActorDiedError: The actor died because\nadvice", "its process died"),
+        ("Traceback\nValueError: bad", "ValueError: bad"),
+    ],
+)
+def test_failure_of_a_trial_is_reported_in_one_line(capsys, tmp_path, text, message):
+    error_file = tmp_path / "error.txt"
+    error_file.write_text(f"Failure # 1 (at noon)\n{text}\n")
+    make_progress().on_trial_recover(0, [], FakeTrial(name="long", error_file=str(error_file)))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert message in line
+    assert "advice" not in line
+
+
 def test_corrupt_checkpoints_are_reported_once(capsys):
     progress = make_progress()
     for epoch in (3, 4):
