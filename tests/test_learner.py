@@ -1,0 +1,46 @@
+"""The learner of a trial (jobs/sweep.py), without Ray: each optimizer and cell trains, resumes."""
+
+import copy
+
+import pytest
+import torch
+
+from jobs import sweep
+from jobs.grid import GridConfig, trial_configs
+from models.palindromes import palindromes
+from models.recurrent import CELLS
+
+CPU = torch.device("cpu")
+TIMES = ("train_seconds", "epoch_seconds", "sequences_per_second", "epoch_end_time")
+
+
+def make_config(**settings: object) -> dict:
+    grid = GridConfig(
+        lengths=(4,), seeds=(0,), num_sequences=4000, hidden_size=32, lr_schedule="cosine",
+        warmup_steps=10, evals_per_epoch=2, probe=True, **settings,
+    )  # fmt: skip
+    (config,) = trial_configs(grid)
+    return config
+
+
+def train(learner: sweep.Learner, epochs: range) -> list[dict]:
+    config = learner.config
+    data = palindromes(config["seed"], config["length"], config["num_sequences"])
+    rows = [sweep.run_epoch(learner, epoch, data.train, data.validation) for epoch in epochs]
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+@pytest.mark.parametrize("optimizer", sweep.OPTIMIZERS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_optimizer_trains_and_resumes_bit_identically(cell, optimizer):
+    config = make_config(cells=(cell,), optimizer=optimizer, grad_clip=10.0, lr=0.003)
+    steps = 3200 // config["batch_size"]
+    learner = sweep.Learner(config, steps, CPU)
+    rows = train(learner, range(1, 3))
+    state = copy.deepcopy(learner.state_dict())
+    rows += train(learner, range(3, 6))
+    assert rows[-1]["train_loss"] < 0.8 * rows[0]["train_loss"]
+
+    resumed = sweep.Learner(config, steps, CPU)
+    resumed.load_state_dict(state)
+    assert train(resumed, range(3, 6)) == rows[2:]
