@@ -190,9 +190,24 @@ def load_latest_checkpoint(
     return checkpoint.load_latest(names, folder.read, device)
 
 
-_locks: list[
-    IO[str]
-] = []  # open files: the kernel releases a lock when its process ends, however it ends
+KEPT_CHECKPOINT = "checkpoint_resumed"
+
+
+def keep_checkpoint(folder: StorageDir, name: str) -> None:
+    """Copies a checkpoint to a name that Ray never writes: Ray may overwrite the original.
+
+    While the copy is incomplete, it is not valid, and the original is.
+    """
+    if name == KEPT_CHECKPOINT:
+        return
+    kept = folder.subdir(KEPT_CHECKPOINT)
+    kept.filesystem.create_dir(kept.path)
+    for file in ("state.pt", "checkpoint.json"):
+        kept.write(file, folder.read(f"{name}/{file}"))
+
+
+# Open files: the kernel releases a lock when its process ends, however it ends.
+_locks: list[IO[str]] = []
 
 
 def _lock(folder: StorageDir) -> None:

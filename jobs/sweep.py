@@ -17,15 +17,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import PurePath
 from typing import Any
 
 import torch
 from ray import tune
-from ray.tune.experiment import Trial
+from ray.tune.search import BasicVariantGenerator
 
 from jobs import cli, cluster, machine, storage, tuning
 from jobs.cli import arg
@@ -97,9 +95,9 @@ class Learner:
 def train_trial(config: dict[str, Any]) -> None:
     """Trains one network and reports each epoch; a Tune trial runs this on a worker.
 
-    It resumes from the latest valid checkpoint in the trial's folder. Tune's snapshot is not used
-    for that: it may be older. Data, initialization and order come from the
-    seed, so a killed and resumed trial ends with the numbers of an uninterrupted one.
+    It resumes from the latest valid checkpoint in the trial's folder. Data, initialization and
+    order come from the seed, so a killed and resumed trial ends with the numbers of an
+    uninterrupted one.
     """
     reserved = tune.get_context().get_trial_resources().required_resources
     machine.configure_torch(num_threads=int(reserved["CPU"]))
@@ -141,6 +139,8 @@ def restore(
         torch.manual_seed(learner.config["seed"])
         return [], corrupt
     learner.load_state_dict(latest.state)
+    if tune.get_checkpoint() is None:  # Tune numbers checkpoints from 0 again: keep this one
+        storage.keep_checkpoint(folder, latest.name)
     for row in latest.history:  # Tune may have lost these rows; readers drop duplicates
         tune.report(row | {"corrupt_checkpoints": ""})  # already reported
     return latest.history, corrupt
@@ -208,16 +208,20 @@ def make_tuner(
     launch: SweepLaunchArgs,
     resources: dict[str, float],
 ) -> tune.Tuner:
-    """Returns the Tuner that runs the unfinished trials."""
+    """Returns a Tuner of all trials, also on resume.
+
+    A finished trial only reports its rows again, so that Tune's files describe all trials. Nothing
+    is restored from Tune's own snapshot, which may be older than the trials' checkpoints.
+    """
     trials = list(configs.values())
-    trainable = tune.with_resources(train_trial, resources)
-    tuner = tune.Tuner(
-        trainable,
+    return tune.Tuner(
+        tune.with_resources(train_trial, resources),
         param_space=tuning.param_space(trials),
         tune_config=tune.TuneConfig(
-            search_alg=tuning.TrialList(trials, launch.max_concurrent),
+            search_alg=BasicVariantGenerator(
+                points_to_evaluate=trials, max_concurrent=launch.max_concurrent or 0
+            ),
             num_samples=len(trials),
-            scheduler=tuning.Limit(launch.max_concurrent) if launch.max_concurrent else None,
             reuse_actors=True,
             trial_name_creator=lambda trial: trial_name(trial.config),
             trial_dirname_creator=lambda trial: trial_name(trial.config),
@@ -231,19 +235,9 @@ def make_tuner(
             verbose=0,
         ),
     )
-    # A restored Tuner reads the configuration that this one has just written: a resumed run has the
-    # limits of this command.
-    known = tuning.snapshot(folder)
-    if known is None or not tuning.can_go_on(folder, known):
-        return tuner
-    resume = tune.ResumeConfig(errored=tune.ResumeConfig.ResumeType.RESUME)
-    if any(t.status == Trial.TERMINATED for name, t in known.items() if name not in finished):
-        # Their last checkpoints are corrupt: each trial looks for its own again.
-        resume.finished = tune.ResumeConfig.ResumeType.RESUME
-    return tune.Tuner.restore(folder.uri, trainable, _resume_config=resume)
 
 
-def run_trials(tuner: tune.Tuner, folder: storage.StorageDir) -> list[str]:
+def run_trials(tuner: tune.Tuner) -> list[str]:
     """Runs the trials; returns a line for each that failed permanently."""
     try:
         results = tuner.fit()
@@ -251,22 +245,13 @@ def run_trials(tuner: tune.Tuner, folder: storage.StorageDir) -> list[str]:
         return []
     except Exception as error:  # Tune itself failed: a full disk, a lost head node
         return [f"the sweep stopped: {type(error).__name__}: {error}".splitlines()[0]]
-    if not results.num_errors:
+    if interrupt.interrupted.is_set():  # trials that were stopped have errors, too
         return []
-    known: dict[str, tuning.Known] = {}
-    with suppress(OSError):  # reported when the finished trials are counted
-        known = tuning.snapshot(folder) or {}
-    # Trials that were retried after an error and have not ended have errors, too.
-    failed = {name for name, trial in known.items() if trial.status == Trial.ERROR}
-    failures = [
+    return [
         f"{str(result.error).strip().splitlines()[-1]} ({result.path}/error.txt)"
         for result in results
-        if result.error and PurePath(result.path).name in failed
+        if result.error
     ]
-    missing = results.num_errors - len(failures)
-    if missing > 0:  # the storage has lost them, Tune has not
-        failures.append(f"{pluralize(missing, 'trial')}, whose errors could not be stored")
-    return failures
 
 
 def epoch_cost(config: dict[str, Any]) -> float:
@@ -331,11 +316,14 @@ def main() -> int:
         print("\n".join(f"  {describe(grid)}" for grid in grids))
         print(cluster.describe_capacity(resources, launch.max_concurrent))
         print(f"results: {folder.uri}", flush=True)
-        failures = run_trials(make_tuner(folder, configs, finished, launch, resources), folder)
+        failures = run_trials(make_tuner(folder, configs, finished, launch, resources))
         try:
             finished = finished_trials(folder, configs)
         except OSError as error:
             failures.append(f"{folder.uri} cannot be read: {error}")
+        unfinished = len(configs) - len(finished)
+        if unfinished and not failures and not interrupt.interrupted.is_set():
+            failures.append(f"{pluralize(unfinished, 'trial')}, whose errors could not be stored")
     uses_recipe = any(
         grid.stop_after_solved_epochs or grid.variants != GridConfig().variants for grid in grids
     )

@@ -1,90 +1,27 @@
-"""What jobs/sweep.py derives from Tune's files and events: snapshots, progress, finished trials.
+"""What jobs/sweep.py derives from checkpoints and Tune's events, without Ray."""
 
-Nothing here starts Ray; test_trial_list.py runs Tune.
-"""
-
-import json
-import pickle
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from jobs import storage, sweep, tuning
+from jobs import interrupt, storage, sweep
 from jobs.grid import LSTM_RECIPE, trial_configs
-from jobs.tuning import Known, Progress
+from jobs.tuning import Progress
 from models import checkpoint
 
-# Snapshots
 
+def test_failed_trials_are_reported_unless_the_sweep_is_interrupted(monkeypatch, tmp_path):
+    class FakeTuner:
+        def fit(self) -> list[SimpleNamespace]:
+            return [
+                SimpleNamespace(error=ValueError("first\nbad"), path=str(tmp_path / "failed")),
+                SimpleNamespace(error=None, path=str(tmp_path / "finished")),
+            ]
 
-def write_snapshot(folder: Path, trials: dict[str, Known]) -> Path:
-    """Writes the two files of a snapshot, with the fields that are read from Tune's."""
-    pairs = []
-    for name, known in trials.items():
-        # Tune pickles the checkpoints' paths and rows; a row may name corrupt checkpoints.
-        texts = [f"{folder}/{name}/{known.checkpoint}", "corrupt_checkpoints", "checkpoint_000009"]
-        trial = {"custom_trial_name": name, "status": known.status}
-        metadata = {"checkpoint_manager": {"value": pickle.dumps(texts).hex()}}
-        pairs.append([json.dumps(trial), json.dumps(metadata)])
-    path = folder / "experiment_state-2026-01-02_00-00-00.json"
-    path.write_text(json.dumps({"trial_data": pairs}))
-    trial_list = folder / "basic-variant-state-2026-01-02_00-00-00.json"
-    trial_list.write_bytes(pickle.dumps({"trials": list(trials)}))
-    return trial_list
-
-
-TRIALS = {
-    "first": Known("TERMINATED", "checkpoint_000002"),
-    "second": Known("RUNNING", "checkpoint_000001"),
-    "third": Known("PENDING", ""),
-}
-
-
-def test_snapshot_has_status_and_latest_checkpoint_of_each_trial(tmp_path):
-    write_snapshot(tmp_path, TRIALS)
-    assert tuning.snapshot(storage.open_dir(str(tmp_path))) == TRIALS
-
-
-@pytest.mark.parametrize("corrupt_file", ["experiment_state", "basic-variant-state"])
-@pytest.mark.parametrize("missing", [False, True], ids=["truncated", "missing"])
-def test_snapshot_is_none_unless_both_files_are_complete(tmp_path, corrupt_file, missing):
-    write_snapshot(tmp_path, TRIALS)
-    (file,) = tmp_path.glob(f"{corrupt_file}-*")
-    if missing:
-        file.unlink()
-    else:
-        file.write_bytes(file.read_bytes()[:-1])
-    assert tuning.snapshot(storage.open_dir(str(tmp_path))) is None
-
-
-def test_snapshot_without_a_named_checkpoint_is_not_resumed(tmp_path):
-    folder = storage.open_dir(str(tmp_path))
-    for name in ("first", "second"):
-        (tmp_path / name / TRIALS[name].checkpoint).mkdir(parents=True)
-    assert tuning.can_go_on(folder, TRIALS)
-    (tmp_path / "second" / TRIALS["second"].checkpoint).rmdir()
-    assert not tuning.can_go_on(folder, TRIALS)
-
-
-def test_only_permanently_failed_trials_are_failures(tmp_path):
-    """A trial that is retried, and interrupted before it ends, has an error as well."""
-    write_snapshot(tmp_path, {"failed": Known("ERROR", ""), "retried": Known("PENDING", "")})
-
-    class InterruptedTuner:
-        num_errors = 1
-
-        def fit(self) -> "InterruptedTuner":
-            return self
-
-        def __iter__(self) -> Iterator[SimpleNamespace]:
-            yield SimpleNamespace(error=ValueError("bad"), path=str(tmp_path / "failed"))
-            yield SimpleNamespace(error=OSError("lost once"), path=str(tmp_path / "retried"))
-
-    failures = sweep.run_trials(InterruptedTuner(), storage.open_dir(str(tmp_path)))
-    assert failures == [f"bad ({tmp_path}/failed/error.txt)"]
+    assert sweep.run_trials(FakeTuner()) == [f"bad ({tmp_path}/failed/error.txt)"]
+    monkeypatch.setattr(interrupt.interrupted, "is_set", lambda: True)
+    assert sweep.run_trials(FakeTuner()) == []
 
 
 # Finished trials
