@@ -135,11 +135,16 @@ def restore(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Loads the latest valid checkpoint; returns the history, and the names of corrupt ones."""
     latest, corrupt = storage.load_latest_checkpoint(folder, device)
+    config = learner.config
     if latest is None:
-        torch.manual_seed(learner.config["seed"])
+        torch.manual_seed(config["seed"])
         return [], corrupt
     learner.load_state_dict(latest.state)
-    if tune.get_checkpoint() is None:  # Tune numbers checkpoints from 0 again: keep this one
+    finished = recurrent.should_stop(
+        latest.history, config["epochs"], config["stop_after_solved_epochs"]
+    )
+    if not finished and tune.get_checkpoint() is None:
+        # Tune numbers the checkpoints of this run from 0 again, over those that exist.
         storage.keep_checkpoint(folder, latest.name)
     for row in latest.history:  # Tune may have lost these rows; readers drop duplicates
         tune.report(row | {"corrupt_checkpoints": ""})  # already reported

@@ -253,6 +253,7 @@ def test_permanent_failure_is_reported_and_the_other_trials_finish(cluster, tmp_
     done = cluster.run("jobs/sweep.py", *flags)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {trial.status for trial in read_trials(str(folder))} == {"finished"}
+    assert not (folder / lstm.name / storage.KEPT_CHECKPOINT).exists()  # it had nothing to resume
 
 
 @contextmanager
