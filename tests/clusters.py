@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import processes
-from ray.cluster_utils import FAKE_HEAD_NODE_ID
 
 FAKE_AUTOSCALING = {
     "RAY_FAKE_CLUSTER": "1",
@@ -96,7 +95,7 @@ def started(*flags: str, launches: dict[str, int] | None = None) -> Iterator[Clu
     """
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:  # short, for sockets
         temp_dir = Path(folder)
-        address = f"127.0.0.1:{_free_port()}"
+        address = f"127.0.0.1:{free_port()}"
         # A token in the environment has precedence over the one in ~/.ray/auth_token, which a head
         # node would use and a driver with an explicit address would not.
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
@@ -130,7 +129,7 @@ def started(*flags: str, launches: dict[str, int] | None = None) -> Iterator[Clu
             assert not survivors, f"processes of the cluster survive: {survivors}"
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Returns a free port between Ray's own ports and the ephemeral ports of Linux."""
     while True:
         port = random.randrange(20_000, 32_768)
@@ -147,7 +146,6 @@ def _autoscaling_config(address: str, launches: dict[str, int]) -> dict[str, obj
         "idle_timeout_minutes": 5,
         "provider": {
             "type": "fake_multinode",
-            "head_node_id": FAKE_HEAD_NODE_ID,
             "gcs_address": address,  # by default the nodes join the cluster at port 6379
             "use_node_id_as_ip": True,
             "disable_node_updaters": True,

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import netns_hosts
 import pytest
+import ray_private
 from mnist_files import mnist_subset
 from processes import IGNORE_PYCACHE, REPO, wait_for
 
@@ -38,6 +39,8 @@ SHORT_TRIALS = {  # by number of trials
     12: "sweep.py --lengths 3-5 --seeds 0,1 --epochs 4 --num-sequences 4000",
     200: "sweep.py --lengths 3-12 --seeds 0-9 --epochs 2 --num-sequences 2000",
 }
+
+OBJECT_MANAGER_PORT = 8076  # each node of a cluster listens there
 
 Results = dict[str, list[tuple]]  # of each trial, the measured columns of each epoch
 
@@ -60,7 +63,8 @@ class Cluster:
         role = "--head --port=6379" if name == "head" else f"--address={head}:6379"
         # `ray stop` ends what is left of an earlier cluster on this host.
         self.net[name].check_output(
-            f"ray stop --force; RAY_AUTH_MODE=token ray start --disable-usage-stats {role}"
+            "ray stop --force; RAY_AUTH_MODE=token ray start --disable-usage-stats "
+            f"--object-manager-port={OBJECT_MANAGER_PORT} {role}"
         )
 
     def start_ray_everywhere(self) -> None:
@@ -163,7 +167,7 @@ class Run:
     @property
     def process_title(self) -> str:
         """The title that Ray gives the processes that train."""
-        return "ray::ImplicitFunc" if self.job.startswith("sweep") else "ray::RayTrainWorker"
+        return ray_private.TRIAL if self.job.startswith("sweep") else ray_private.TRAIN_WORKER
 
     def trials(self) -> list[Trial]:
         with suppress(ResultsError):
@@ -242,11 +246,11 @@ def cut_network(run: Run) -> None:
     node.set_link("down")
     time.sleep(30)
     node.set_link("up")
-    # If the head has declared the node dead, its raylet exits as soon as it learns of that.
+    # If the head has declared the node dead, its Ray exits as soon as it learns of that.
     deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and node.pids("raylet"):
+    while time.monotonic() < deadline and node.is_listening(OBJECT_MANAGER_PORT):
         time.sleep(1)
-    if not node.pids("raylet"):
+    if not node.is_listening(OBJECT_MANAGER_PORT):
         run.cluster.start_ray("two")
 
 

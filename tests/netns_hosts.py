@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -103,11 +104,12 @@ class Host:
         )
         (site_packages,) = (self.home / "venv").glob("lib/python*/site-packages")
         (site_packages / "of-the-machine.pth").write_text(f"{Path(torch.__file__).parent.parent}\n")
-        for tool, module in {"pip": "pip._internal.cli.main", "ray": "ray.scripts.scripts"}.items():
+        for tool in ("pip", "ray"):
+            (entry,) = entry_points(group="console_scripts", name=tool)
             script = python.with_name(tool)
             script.write_text(
                 f"#!{HOME}/venv/bin/{python.name}\n"
-                f"from {module} import main\nraise SystemExit(main())\n"
+                f"from {entry.module} import {entry.attr}\nraise SystemExit({entry.attr}())\n"
             )
             script.chmod(0o755)
         # The host has no network; what the suite needs is installed.
@@ -216,6 +218,10 @@ class Host:
             if all(word in command for word in words):
                 found.append(int(process.name))
         return found
+
+    def is_listening(self, port: int) -> bool:
+        """Tells whether a process of the host accepts connections at a TCP port."""
+        return f":{port} " in self.check_output("ss -ltn")
 
     def command(self, line: str) -> list[str]:
         """Returns the command that runs a line of shell on the host, as in a login shell."""

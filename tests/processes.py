@@ -1,6 +1,7 @@
 """Runs the suite's scripts as users run them: in processes of their own."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,13 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import ray_private
+
 from jobs import RAY_LOG_ENV
 
 REPO = Path(__file__).parent.parent
 IGNORE_PYCACHE = shutil.ignore_patterns("__pycache__")  # other processes write it during a copy
 
-# After the head of a Ray is killed, they search for it for a minute before they end.
-RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+# Ray prints messages of other processes as "(source) message", the source maybe in color.
+FORWARDED_MESSAGE = re.compile(r"^(?:\x1b\[\d+m)*\(.*", re.MULTILINE)
 
 # Importing the jobs has set these here; scripts that tests start must set them themselves.
 for name in RAY_LOG_ENV:
@@ -72,7 +75,7 @@ def session_without_agents(leader: int) -> list[int]:
     pids = []
     for pid in session_pids(leader):
         with suppress(OSError):  # it has ended
-            if not Path(f"/proc/{pid}/cmdline").read_text().startswith(RAY_AGENTS):
+            if not Path(f"/proc/{pid}/cmdline").read_text().startswith(ray_private.AGENTS):
                 pids.append(pid)
     return pids
 

@@ -15,14 +15,14 @@ GRID = ["--cells", "lstm,rnn", "--lengths", "3,4", "--seeds", "0,1"]
 GRID += ["--epochs", 1, "--num-sequences", 2000]
 LAUNCHABLE = "from jobs.autoscaling import launchable_nodes; print(json.dumps(launchable_nodes()))"
 
-# The GPUs of each node, and of the node of each process. Ray's public API for actors that have
-# ended requires the dashboard.
+# The GPUs of each node, and of the node of each process, also of those that have ended.
 GPUS = """
-from ray._private.state import actors
+from ray.util.state import list_actors
 nodes = {node["NodeID"]: node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]}
+actors = list_actors(ray.get_runtime_context().gcs_address, detail=True)
 print(json.dumps({
     "of_nodes": sorted(nodes.values()),
-    "of_pid": {actor["Pid"]: nodes.get(actor["Address"]["NodeID"]) for actor in actors().values()},
+    "of_pid": {actor.pid: nodes.get(actor.node_id) for actor in actors},
 }))
 """
 
@@ -30,7 +30,9 @@ print(json.dumps({
 @pytest.fixture(scope="module")
 def growing() -> Iterator[clusters.Cluster]:
     """A cluster with one CPU that can launch two nodes with a CPU and a GPU each."""
-    with clusters.started(launches={"CPU": 1, "GPU": 1}) as cluster:
+    # The dashboard answers `list_actors`.
+    dashboard = ["--include-dashboard=true", f"--dashboard-port={clusters.free_port()}"]
+    with clusters.started(*dashboard, launches={"CPU": 1, "GPU": 1}) as cluster:
         yield cluster
 
 

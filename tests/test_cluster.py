@@ -1,4 +1,4 @@
-"""jobs/cluster.py and jobs/autoscaling.py, without Ray.
+"""jobs/cluster.py, without Ray.
 
 Resources on clusters of several shapes, and connections that fail.
 """
@@ -10,11 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 from processes import REPO, run_script
-from ray.autoscaler._private.util import prepare_config
 
-from jobs import autoscaling, cluster
+from jobs import cluster
 from jobs.errors import UserError
 
 LAPTOP = [{"CPU": 2}]
@@ -121,23 +119,6 @@ def test_gpu_fraction_is_of_one_gpu(set_nodes, gpus, slots):
     set_nodes([{"CPU": 64, "GPU": 3}], [])
     description = cluster.describe_capacity({"cpu": 1, "gpu": gpus}, None)
     assert description.startswith(f"{slots} concurrent trial")
-
-
-ON_PREMISES = """
-cluster_name: lab
-provider: {type: local, head_ip: 192.0.2.1, worker_ips: [192.0.2.2, 192.0.2.3]}
-auth: {ssh_user: me}
-"""
-
-
-@pytest.mark.parametrize(
-    ("text", "launchable"),
-    [((REPO / "cluster.yaml").read_text(), [{"CPU": 4, "GPU": 1}] * 4), (ON_PREMISES, None)],
-    ids=["cluster_yaml", "on_premises"],
-)
-def test_launchable_nodes_are_unknown_on_premises_only(text, launchable):
-    """With provider `local`, the resources of a node are known after it has joined."""
-    assert autoscaling._nodes_of(prepare_config(yaml.safe_load(text))) == launchable
 
 
 @pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:1"])

@@ -1,5 +1,6 @@
 """cluster.yaml as Ray's cluster launcher reads it, by Ray's own code and without a cloud."""
 
+import copy
 import fnmatch
 import json
 import os
@@ -14,12 +15,13 @@ from pathlib import Path
 import boto3
 import pytest
 import yaml
+from clusters import RAY
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from processes import IGNORE_PYCACHE, REPO
-from ray.autoscaler._private.aws.config import bootstrap_aws
-from ray.autoscaler._private.util import prepare_config, validate_config
-from ray.scripts.scripts import cli
+from ray.autoscaler.sdk import bootstrap_config
+
+from jobs import autoscaling
 
 tomllib = pytest.importorskip("tomllib")  # Python 3.10 has none
 
@@ -29,9 +31,40 @@ TOKEN = "~/.ray/auth_token"
 EC2 = {"m5.large": {"CPU": 2}, "g4dn.xlarge": {"CPU": 4, "GPU": 1}}  # resources, by AWS
 
 
+ON_PREMISES = """
+cluster_name: lab
+provider: {type: local, head_ip: 192.0.2.1, worker_ips: [192.0.2.2, 192.0.2.3]}
+auth: {ssh_user: me}
+"""
+
+
+def bootstrap(text: str) -> dict:
+    """Returns a configuration as `ray up` checks it, completes it and sends it to the head.
+
+    For AWS, it creates there what the head needs.
+    """
+    return bootstrap_config(yaml.safe_load(text), no_config_cache=True)
+
+
+@pytest.fixture(scope="module")
+def bootstrapped(moto_server, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as environment:
+        # Ray writes its ssh key there.
+        environment.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        written = yaml.safe_load(TEXT)
+        environment.setenv("AWS_DEFAULT_REGION", written["provider"]["region"])
+        worker = written["available_node_types"]["worker"]
+        role = worker["node_config"]["IamInstanceProfile"]["Name"]
+        iam = boto3.client("iam")  # otherwise Ray creates the role, then waits 15 s
+        iam.create_role(RoleName=role, AssumeRolePolicyDocument="{}")
+        iam.create_instance_profile(InstanceProfileName=role)
+        iam.add_role_to_instance_profile(InstanceProfileName=role, RoleName=role)
+        return bootstrap(TEXT)
+
+
 @pytest.fixture
-def config():
-    return prepare_config(yaml.safe_load(TEXT))
+def config(bootstrapped):
+    return copy.deepcopy(bootstrapped)
 
 
 @pytest.fixture
@@ -51,12 +84,15 @@ def project():
     return tomllib.loads((REPO / "pyproject.toml").read_text())
 
 
-def test_launcher_accepts_the_file(config):
-    validate_config(config)
+def test_launcher_accepts_the_file_and_no_unknown_key(config):
+    assert config["cluster_name"] == "memory-and-digits"
+    bootstrap(ON_PREMISES)
+    with pytest.raises(Exception, match="'max_wrokers' was unexpected"):
+        bootstrap(ON_PREMISES + "max_wrokers: 1")
 
 
 def test_cluster_has_zero_to_four_gpu_workers(config, worker):
-    assert worker["resources"] == EC2[worker["node_config"]["InstanceType"]]
+    assert worker["resources"].items() >= EC2[worker["node_config"]["InstanceType"]].items()
     assert worker["resources"]["GPU"] == 1
     assert (worker["min_workers"], worker["max_workers"], config["max_workers"]) == (0, 4, 4)
     assert config["upscaling_speed"] >= config["max_workers"]
@@ -67,6 +103,16 @@ def test_head_has_no_gpu_and_runs_no_trials(config, head):
     assert head["resources"] == {"CPU": 0}
     assert (head["min_workers"], head["max_workers"]) == (0, 0)
     assert "--autoscaling-config=" in config["head_start_ray_commands"][-1]
+
+
+def test_jobs_know_the_nodes_that_the_cluster_can_launch(config):
+    nodes = autoscaling._nodes_of(config)
+    assert [(node["CPU"], node["GPU"]) for node in nodes] == [(4, 1)] * 4
+
+
+def test_launchable_nodes_are_unknown_on_premises():
+    """With provider `local`, the resources of a node are known after it has joined."""
+    assert autoscaling._nodes_of(bootstrap(ON_PREMISES)) is None
 
 
 def test_only_workers_are_spot_instances(head, worker):
@@ -156,20 +202,11 @@ def _files(folder: Path) -> set[Path]:
     }
 
 
-def test_only_ssh_is_open_to_the_internet(moto_server, config, monkeypatch, tmp_path):
-    """Runs Ray's requests to AWS before the start of the head, against a local AWS server."""
-    monkeypatch.setenv("AWS_DEFAULT_REGION", config["provider"]["region"])
-    monkeypatch.setenv("HOME", str(tmp_path))  # Ray writes its ssh key there
-    role = config["available_node_types"]["worker"]["node_config"]["IamInstanceProfile"]["Name"]
-    iam = boto3.client("iam")  # otherwise Ray creates the role, then waits 15 s
-    iam.create_role(RoleName=role, AssumeRolePolicyDocument="{}")
-    iam.create_instance_profile(InstanceProfileName=role)
-    iam.add_role_to_instance_profile(InstanceProfileName=role, RoleName=role)
-    prepared = bootstrap_aws(config)
-    groups = boto3.client("ec2").describe_security_groups()["SecurityGroups"]
-
+def test_only_ssh_is_open_to_the_internet(config):
+    ec2 = boto3.client("ec2", region_name=config["provider"]["region"])
+    groups = ec2.describe_security_groups()["SecurityGroups"]
     by_id = {group["GroupId"]: group for group in groups}
-    for node_type in prepared["available_node_types"].values():
+    for node_type in config["available_node_types"].values():
         (group,) = node_type["node_config"]["SecurityGroupIds"]
         rules = by_id[group]["IpPermissions"]
         public = [rule for rule in rules if rule["IpRanges"] or rule["Ipv6Ranges"]]
@@ -192,18 +229,23 @@ def test_all_nodes_use_one_image_with_supported_ray_and_python(config, project):
     assert SpecifierSet(project["project"]["requires-python"]).contains(f"{major}.{minor}")
 
 
-def test_commands_of_the_header_are_valid(project):
+def test_commands_of_the_header_are_valid(project, tmp_path, monkeypatch):
+    """Without a cluster.yaml, Ray parses a command, then fails to open the file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     commands = [shlex.split(line, comments=True) for line in HEADER if line.startswith("   ray ")]
     names = [words[1] for words in commands]
     assert names == ["up", "submit", "submit", "submit", "rsync-down", "down"]
     for _, name, *rest in commands:
-        params = cli.commands[name].make_context(name, list(rest)).params
-        assert params["cluster_config_file"] == "cluster.yaml"
+        done = subprocess.run([RAY, name, *rest], capture_output=True, text=True)
+        assert done.returncode == 1, done.stderr  # 2: wrong usage
+        assert re.search(r"(No such file|does not exist)", done.stderr.splitlines()[-1])
+        assert "cluster.yaml" in done.stdout + done.stderr
         for word in rest:
             if word.endswith((".yaml", ".py")):
                 assert (REPO / word).is_file()
-        if name == "submit" and params["script"].startswith("jobs/"):
-            assert "--storage" in params["script_args"]
+        if name == "submit" and rest[1].startswith("jobs/"):
+            assert "--storage" in rest[rest.index("--") :]
 
     (extra,) = re.findall(r"pip install '\.\[(\w+)\]'", "\n".join(HEADER))
     assert extra in project["project"]["optional-dependencies"]

@@ -54,6 +54,14 @@ def test_scripts_of_analysis_import_no_other_script():
         assert not imported & scripts, file.name
 
 
+def test_nothing_uses_private_names_of_ray():
+    """Any release may move them. ray_private.py has the exceptions, which are no imports."""
+    for folder in (*FORBIDDEN_IMPORTS, "tests"):
+        for file in (REPO / folder).glob("**/*.py"):
+            found = re.findall(r"\bray\.[\w.]*\b_[a-z]\w*|\bray\.scripts\b", file.read_text())
+            assert not found, file.name
+
+
 def test_every_imported_package_is_declared():
     requirements = [text for text in requires("memory-and-digits") if "extra ==" not in text]
     declared = {re.match(r"[\w-]+", text)[0].lower() for text in requirements}

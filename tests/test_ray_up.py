@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.ray, netns_hosts.needs_hosts]
 
 UP = "RAY_UP_enable_autoscaler_v2=0 ray up -y ~/cluster.yaml"
 NODES = ("head", "one", "two")
+HEAD_PORT = 6379  # in cluster.yaml
 
 
 @pytest.fixture(scope="module")
@@ -84,15 +85,14 @@ def test_only_the_user_can_read_the_token(net):
 
 def test_client_without_the_token_is_rejected(net):
     command = "HOME=/tmp PYTHONPATH=. python jobs/sweep.py"  # no ~/.ray/auth_token
-    rejected = net["client"].run(f"{command} --address {net['head'].address}:6379")
+    rejected = net["client"].run(f"{command} --address {net['head'].address}:{HEAD_PORT}")
     assert rejected.returncode == 2
     assert "set RAY_AUTH_MODE=token" in rejected.stdout.splitlines()[-1]
 
 
 def test_ray_client_connects_only_with_the_token(net):
-    address = f"{net['head'].address}:10001"
-    connect = f"from ray.util.client_connect import connect; connect('{address}', "
-    line = f'RAY_AUTH_MODE=token python -c "{connect}connection_retries=1)"'
+    address = f"{net['head'].address}:10001"  # Ray's default port for its clients
+    line = f"RAY_AUTH_MODE=token python -c \"import ray; ray.init('ray://{address}')\""
     net["client"].check_output(line)
     rejected = net["client"].run(f"HOME=/tmp RAY_AUTH_TOKEN={'0' * 64} {line}")
     assert rejected.returncode == 1
@@ -144,5 +144,6 @@ def test_storage_that_a_node_does_not_see_is_refused(net, job):
 
 
 def test_ray_down_ends_the_cluster(net):
+    assert net["head"].is_listening(HEAD_PORT)
     net["client"].check_output("ray down -y ~/cluster.yaml")
-    wait_for(lambda: not net["head"].pids("raylet"))
+    wait_for(lambda: not net["head"].is_listening(HEAD_PORT))
