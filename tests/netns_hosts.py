@@ -220,7 +220,7 @@ class Host:
         return found
 
     def is_listening(self, port: int) -> bool:
-        """Tells whether a process of the host accepts connections at a TCP port."""
+        """Returns whether a process of the host accepts connections at a TCP port."""
         return f":{port} " in self.check_output("ss -ltn")
 
     def command(self, line: str) -> list[str]:
