@@ -176,12 +176,12 @@ def provenance(trials: list[Trial]) -> dict[str, str]:
 
 
 def status_line(trials: list[Trial]) -> str:
-    """Returns the number of trials by status, of epochs and of restarts, as a paragraph."""
+    """Returns the number of trials by status, of epochs and of resumes, as a paragraph."""
     counts = pd.Series([trial.status for trial in trials]).value_counts()
-    restarts = sum(trial.failures for trial in trials)
+    resumes = sum(trial.resumes() for trial in trials)
     epochs = sum(len(trial.rows) for trial in trials)
     parts = [f"{count} {status}" for status, count in counts.items()]
-    parts += [f"{epochs} epochs", f"{restarts} restarts after a failure"]
+    parts += [f"{epochs} epochs", f"resumed {resumes} times"]
     return f"<p>{escape(', '.join(parts))}.</p>"
 
 

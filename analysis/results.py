@@ -1,16 +1,16 @@
 """Reads the folders of Ray Tune and Ray Train (finished, running or killed) into tables.
 
-Only plain JSON is read (params.json, result.json, checkpoint.json, Tune's experiment state), and
-checkpoints as weights: nothing is unpickled.
+Only plain JSON is read (settings.json, params.json, result.json, checkpoint.json), and checkpoints
+as weights: nothing is unpickled.
 """
 
 import json
 import os
 import re
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import Any
 
 import pandas as pd
@@ -23,17 +23,15 @@ from models.recurrent import should_stop
 # What makes a trial of a sweep a different one, beside its seed.
 CONFIG_COLUMNS = ["cell", "init", "length"]
 
-STATUS = {
-    "TERMINATED": "finished",
-    "ERROR": "failed",
-    "RUNNING": "running",
-    "PENDING": "pending",
-    "PAUSED": "pending",
-}
+SETTINGS = "settings.json"  # of a run of this suite, as jobs/storage.py writes it
+FAILURE = "failure.txt"  # why a trial of this suite failed permanently
+ERROR = "error.txt"  # the failures of any other trial, as Tune writes them
+NEVER = datetime.fromtimestamp(0, timezone.utc)
 
-# Tune saves an experiment's state every ten seconds; if saving is slow, less often, so that it
-# takes at most 5 % of the time. A driver that is silent for this long has ended.
+# A run writes a file at least every ten seconds (Tune's snapshot), unless that takes longer than
+# half a second, or once in an epoch (the GAN). One that is silent for this long has ended.
 SILENCE_SECONDS = 120
+SILENCE_EPOCHS = 3
 
 
 @dataclass
@@ -42,11 +40,10 @@ class Trial:
 
     experiment: str
     name: str
-    status: str
+    status: str  # finished, failed, running, pending or interrupted; of another project, ended
     config: dict[str, Any]
     rows: list[dict[str, Any]]  # metrics, one row for each iteration, in order
-    failures: int
-    error: str  # last line of the error of a trial that failed permanently
+    error: str  # why it failed permanently
     folder: "ResultsDir" = field(repr=False)
 
     def latest_checkpoint(self) -> checkpoint.Checkpoint | None:
@@ -59,6 +56,10 @@ class Trial:
             loaded, _ = checkpoint.load_latest([name], self.folder.read)
             if loaded:
                 yield loaded
+
+    def resumes(self) -> int:
+        """Returns how often it resumed from a checkpoint."""
+        return len({row.get("resumed_from_epoch", 0) for row in self.rows} - {0})
 
     def val_accuracies(self) -> list[float]:
         return [row["val_accuracy"] for row in self.rows]
@@ -84,6 +85,10 @@ class ResultsDir:
     def names(self, prefix: str = "") -> list[str]:
         """Returns the names of entries that begin with a prefix."""
         return sorted({name.split("/")[0] for name in self.files if name.startswith(prefix)})
+
+    def newest(self) -> datetime:
+        """Returns when the latest file was written; long ago without a file."""
+        return max((file.mtime for file in self.files.values()), default=NEVER)
 
     def subdir(self, name: str) -> "ResultsDir":
         inside = {p[len(name) + 1 :]: i for p, i in self.files.items() if p.startswith(f"{name}/")}
@@ -116,24 +121,25 @@ def read_trials(results: str) -> list[Trial]:
         ResultsError: the folder does not exist or is neither.
     """
     folder = open_results(results)
-    if {"params.json", "settings.json"} <= folder.files.keys():  # trials have no settings.json
-        return [_read_train_run(folder)]
-    states = {state["relative_logdir"]: state for state in _read_states(folder)}
+    settings = _read_settings(folder)
     runs = _find_runs(folder)
-    if runs and not states:
+    if runs and not settings:
         raise ResultsError(
             f"{results}: a folder of {len(runs)} runs, choose from: {_abbreviate(runs)}"
         )
+    if "gan" in settings:
+        return [_read_trial(folder, "", settings["gan"])]
+    configs = settings.get("sweep", {})
     trial_dirs = {
         path.split("/")[0] for path in folder.files if re.fullmatch(r"[^/]+/params.json", path)
     }
-    names = sorted(trial_dirs | states.keys())
+    names = sorted(trial_dirs | configs.keys())
     if not folder.files:
         raise ResultsError(f"{results}: no such folder, or it is empty")
     if not names:
         raise ResultsError(f"{results}: neither a Ray Tune experiment nor a run of jobs/gan.py")
     with ThreadPoolExecutor(16) as threads:
-        return list(threads.map(lambda name: _read_trial(folder, name, states.get(name)), names))
+        return list(threads.map(lambda name: _read_trial(folder, name, configs.get(name)), names))
 
 
 def read_sweeps(folders: list[str], config_columns: list[str] = CONFIG_COLUMNS) -> list[Trial]:
@@ -193,13 +199,13 @@ def epochs_table(trials: list[Trial]) -> pd.DataFrame:
 
 
 def trials_table(trials: list[Trial]) -> pd.DataFrame:
-    """Returns one row for each trial: its settings, its last metrics, and its failures."""
+    """Returns one row for each trial: its settings, its last metrics, and its interruptions."""
     return pd.DataFrame(
         [
             {"experiment": t.experiment, "trial": t.name, "status": t.status}
             | t.config
             | (t.rows[-1] if t.rows else {})
-            | {"failures": t.failures, "error": t.error}
+            | {"resumes": t.resumes(), "error": t.error}
             for t in trials
         ]
     )
@@ -216,74 +222,67 @@ def _abbreviate(names: list[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def _read_states(folder: ResultsDir) -> list[dict[str, Any]]:
-    """Reads each trial's state from the experiment's latest snapshot; empty without one."""
-    snapshots = [name for name in folder.files if re.fullmatch(r"experiment_state-.*\.json", name)]
-    for name in sorted(snapshots, reverse=True):
-        try:
-            trials = json.loads(folder.read(name))["trial_data"]
-        except (ValueError, KeyError):
-            continue  # truncated: use the one before
-        silent = time.time() - folder.files[name].mtime.timestamp() > SILENCE_SECONDS
-        states = []
-        for trial, metadata in trials:
-            state = json.loads(trial) | {"num_failures": json.loads(metadata)["num_failures"]}
-            state["status"] = STATUS[state["status"]]
-            if silent and state["status"] == "running":
-                state["status"] = "interrupted"
-            states.append(state)
-        return states
-    return []
-
-
-def _read_train_run(folder: ResultsDir) -> Trial:
-    """Reads a run of jobs/gan.py, whose files are in its folder itself."""
-    name = folder.path.rpartition("/")[2]
+def _read_settings(folder: ResultsDir) -> dict[str, Any]:
+    """Returns the settings of a run of this suite, by job; empty without them."""
+    if SETTINGS not in folder.files:
+        return {}
     try:
-        config = json.loads(folder.read("params.json"))
+        settings = json.loads(folder.read(SETTINGS))
     except (OSError, ValueError) as error:
-        raise ResultsError(f"{folder.path}/params.json is corrupt: {error}") from None
-    if not isinstance(config, dict):
-        raise ResultsError(f"{folder.path}/params.json is corrupt: not an object")
-    rows = _read_rows(folder)
-    done = rows[-1].get("epoch") if rows else 0
-    reason = _read_error(folder)
-    status = "finished" if done == config.get("epochs") else "failed" if reason else "unfinished"
-    return Trial(name, name, status, config, rows, failures=0, error=reason, folder=folder)
+        raise ResultsError(f"{folder.path}/{SETTINGS} is corrupt: {error}") from None
+    return settings if isinstance(settings, dict) else {}
 
 
-def _read_trial(folder: ResultsDir, name: str, state: dict[str, Any] | None) -> Trial:
-    state = state or {}
-    trial_dir = folder.subdir(name)
-    status = state.get("status", "unknown")
-    try:
-        config = json.loads(trial_dir.read("params.json"))
-    except (OSError, ValueError):  # not written yet, or truncated
-        config = state.get("config", {})
-    return Trial(
-        experiment=folder.path.rpartition("/")[2],
-        name=name,
-        status=status,
-        config=_flatten(config),
-        rows=_read_rows(trial_dir),
-        failures=state.get("num_failures", 0),
-        error=_read_error(trial_dir) if status == "failed" else "",
-        folder=trial_dir,
-    )
+def _read_trial(run: ResultsDir, name: str, config: dict[str, Any] | None) -> Trial:
+    """Reads a trial of a run, or the run itself if it has only one.
+
+    Args:
+        name: of the trial's folder; empty if it is that of the run.
+        config: the settings, None in an experiment of another project.
+    """
+    folder, of_suite = run.subdir(name) if name else run, config is not None
+    if config is None:
+        try:
+            config = _flatten(json.loads(folder.read("params.json")))
+        except (OSError, ValueError, AttributeError):  # not written yet, or truncated
+            config = {}
+    experiment = run.path.rpartition("/")[2]
+    trial = Trial(experiment, name or experiment, "", config, _read_rows(folder), "", folder)
+    trial.status = _status(trial, run) if of_suite else _status_of_other(trial, run)
+    if trial.status == "failed":
+        lines = folder.read(FAILURE if of_suite else ERROR).decode(errors="replace").strip()
+        trial.error = lines.rpartition("\n")[2]
+    return trial
 
 
-def _read_error(folder: ResultsDir) -> str:
-    """Returns the last line of the error file; empty without one."""
-    if "error.txt" not in folder.files:
-        return ""
-    return folder.read("error.txt").decode(errors="replace").strip().rpartition("\n")[2]
+def _status(trial: Trial, run: ResultsDir) -> str:
+    if FAILURE in trial.folder.files:  # even with all rows: it may lack the last checkpoint
+        return "failed"
+    if trial.is_finished():
+        return "finished"
+    if _is_silent(trial, run):
+        return "interrupted" if trial.folder.files else "pending"
+    # Each command writes the settings before it starts a trial.
+    return "running" if trial.folder.newest() >= run.files[SETTINGS].mtime else "pending"
+
+
+def _status_of_other(trial: Trial, run: ResultsDir) -> str:
+    if ERROR in trial.folder.files:
+        return "failed"
+    return "ended" if _is_silent(trial, run) else "running"
+
+
+def _is_silent(trial: Trial, run: ResultsDir) -> bool:
+    epoch_seconds = max((row.get("epoch_seconds", 0) for row in trial.rows), default=0)
+    age = datetime.now(timezone.utc) - run.newest()
+    return age.total_seconds() > max(SILENCE_SECONDS, SILENCE_EPOCHS * epoch_seconds)
 
 
 def _read_rows(folder: ResultsDir) -> list[dict[str, Any]]:
     """Returns one row of metrics for each iteration of a trial.
 
-    result.json has duplicate rows where a trial resumed from a checkpoint, and lacks the last rows
-    if the driver was killed before it wrote them to the storage: the checkpoints have those.
+    Where Tune writes result.json, it has duplicate rows if the trial resumed from a checkpoint, and
+    lacks the last rows if the driver was killed before it wrote them: the checkpoints have those.
     """
     rows: dict[int, dict[str, Any]] = {}
     if "result.json" in folder.files:

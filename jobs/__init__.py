@@ -8,6 +8,8 @@ RAY_LOG_ENV = {
     "RAY_COLOR_PREFIX": "0",  # color codes in messages about lost nodes, even in files
     "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",  # read when Ray is imported
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's tables: the job has its own progress line
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # trials write their rows, each epoch once
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # jobs/interrupt.py: nothing of Tune's needs saving
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a traceback for each retry
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }

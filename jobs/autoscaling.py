@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import ray
 import yaml
+
+from jobs.ray_internals import autoscaler_command
 
 
 def launchable_nodes() -> list[dict[str, float]] | None:
@@ -15,7 +16,7 @@ def launchable_nodes() -> list[dict[str, float]] | None:
     another node, or the autoscaler runs in its own container (KubeRay). Also None if the
     configuration does not state the resources of a node (provider `local`).
     """
-    command = _autoscaler_command(ray.get_runtime_context().gcs_address)
+    command = autoscaler_command()
     if command is None:
         return None
     files = [word.partition("=")[2] for word in command if word.startswith("--autoscaling-config=")]
@@ -38,16 +39,3 @@ def _nodes_of(configuration: dict[str, Any]) -> list[dict[str, float]] | None:
         for _ in range(min(node_type.get("max_workers", 0), max_workers))
     ]
     return nodes if all(nodes) else None  # on premises, Ray detects them when the node starts
-
-
-def _autoscaler_command(gcs_address: str) -> list[str] | None:
-    """Returns the command line of this cluster's autoscaler, None if it does not run here."""
-    for process in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = process.read_bytes().decode(errors="replace").split("\0")
-        except OSError:
-            continue  # the process has ended
-        is_autoscaler = any(w.endswith("monitor.py") and "/autoscaler/" in w for w in command)
-        if is_autoscaler and f"--gcs-address={gcs_address}" in command:
-            return command
-    return None

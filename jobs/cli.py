@@ -193,7 +193,7 @@ def print_summary(
     print(f"{done} of {pluralize(total, unit)} done: {folder.uri}")
     if done < total:
         print(f"to resume: {resume_command(folder.name)}")
-        return 1 if failures else interrupt.EXIT_CODE
+        return 1 if failures else interrupt.exit_code
     print(f"next: {shell_command(analysis, [folder.uri])}")
     return 0
 
@@ -204,23 +204,23 @@ def run_main(main: Callable[[], int]) -> typing.NoReturn:
     A UserError is printed as one line (exit code 2), and so is a storage or disk that fails
     during the run (exit code 1).
     """
-    with interrupt.handle_signals():
-        try:
-            code = main()
-        except (UserError, OSError) as error:
-            print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-            code = 2 if isinstance(error, UserError) else 1
-        except KeyboardInterrupt:
-            code = interrupt.EXIT_CODE
-        if code == interrupt.EXIT_CODE:
-            signal.signal(signal.SIGINT, lambda *_: None)  # the same press may arrive twice
-            interrupt.interrupted.wait(1)  # until the message is printed
-        if code == interrupt.EXIT_CODE or interrupt.interrupted.is_set():
-            # Ray takes seconds to stop processes that end with this one anyway, and may crash if
-            # it is interrupted while it does.
-            with suppress(OSError):  # stdout is closed
-                sys.stdout.flush()
-            os._exit(code)
+    interrupt.handle_signals()
+    try:
+        code = main()
+    except (UserError, OSError) as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        code = 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        code = interrupt.exit_code
+    if code in interrupt.EXIT_CODES.values():
+        interrupt.interrupted.wait(1)  # until the message is printed
+        code = interrupt.exit_code
+    if interrupt.interrupted.is_set():
+        # Ray takes seconds to stop processes that end with this one anyway, and may crash if it is
+        # interrupted while it does.
+        with suppress(OSError):  # stdout is closed
+            sys.stdout.flush()
+        os._exit(code)
     # Everything is printed, so Ctrl-C may cut short what remains to be done at exit.
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
     sys.exit(code)

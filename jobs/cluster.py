@@ -3,6 +3,7 @@
 import logging
 import os
 import shlex
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -13,10 +14,11 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jobs import storage
+from jobs import interrupt, storage
 from jobs.autoscaling import launchable_nodes
 from jobs.errors import UserError
-from jobs.formatting import pluralize
+from jobs.formatting import format_duration, pluralize
+from jobs.ray_internals import local_address
 
 # Set for every process of a job before it starts. By default glibc returns large buffers to the
 # kernel at every training step and requests them again, which costs up to a third of the time of
@@ -33,21 +35,22 @@ WORKER_ENVIRONMENT = {
 DEFAULT_GPU_FRACTION = 0.25  # of a GPU for one small network: four of them saturate it
 
 
-def connect(address: str | None) -> None:
+def connect(address: str | None) -> str:
     """Connects to the cluster at `address`, else to the local one, else starts a local Ray.
+
+    Returns:
+        The folder of Ray's logs on this host.
 
     Raises:
         UserError: the cluster cannot be reached, or Ray cannot start.
     """
-    # These loggers repeat failures that the job reports itself.
-    for name in ("tune", "execution.experiment_state", "execution.tune_controller"):
-        logging.getLogger(f"ray.tune.{name}").setLevel(logging.CRITICAL)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the job reports failures itself
     variable = os.environ.get("RAY_ADDRESS")
     where = f"--address {address}" if address else "local cluster"
     if variable and not address:
         where = f"RAY_ADDRESS={variable}"
-    elif not address and _has_ended(_local_address()):
-        print(f"the Ray at {_local_address()} has ended: starting a local one")
+    elif not address and _has_ended(local_address()):
+        print(f"the Ray at {local_address()} has ended: starting a local one")
         address = "local"
     options: dict[str, Any] = {
         "address": address,
@@ -60,9 +63,9 @@ def connect(address: str | None) -> None:
         _check_listening(address or variable or "")
         with _own_working_directory():
             try:
-                ray.init(num_cpus=_cpu_affinity(), **options)
+                context = ray.init(num_cpus=_cpu_affinity(), **options)
             except ValueError:  # a cluster exists, and has its own number of CPUs
-                ray.init(**options)
+                context = ray.init(**options)
     except ray.exceptions.RayError as error:  # token authentication without a valid token
         reason = str(error).partition(". ")[0]
         raise UserError(
@@ -79,6 +82,10 @@ def connect(address: str | None) -> None:
             f"{where}: {reason} (Is the cluster running? If it uses token authentication, "
             "set RAY_AUTH_MODE=token.)"
         ) from None
+    except SystemExit:  # SIGTERM: ray.init sets a handler that raises this
+        raise KeyboardInterrupt from None
+    signal.signal(signal.SIGTERM, interrupt.like_sigint)
+    return f"{context.address_info['session_dir']}/logs"
 
 
 def runtime_env() -> dict[str, Any]:
@@ -97,15 +104,6 @@ def _check_listening(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=10).close()
-
-
-def _local_address() -> str:
-    """Returns the address that `ray start --head` on this machine has left, empty without one."""
-    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    try:
-        return Path(folder, "ray", "ray_current_cluster").read_text().strip()
-    except OSError:
-        return ""
 
 
 def _has_ended(address: str) -> bool:
@@ -299,6 +297,27 @@ def describe_workers(workers: tuple[int, int], resources: dict[str, float]) -> s
     at_least = f"{min_workers} to " if min_workers < max_workers else ""
     count = pluralize(max_workers, "worker")
     return f"{at_least}{count}, each with {_format_reserved(resources)}"
+
+
+def describe_start(seconds: float, resources: dict[str, float], noun: str) -> str:
+    """Describes what a job without a result yet is waiting for.
+
+    Args:
+        seconds: since it started.
+        resources: of each trial or worker.
+        noun: which of the two it is.
+    """
+    status = f"starting for {format_duration(seconds)}"
+    if seconds < 10:
+        return status
+    try:
+        total, free = ray.cluster_resources(), ray.available_resources()
+    except ray.exceptions.RayError:  # the cluster does not respond
+        return status
+    capacity = " and ".join(
+        f"{free.get(kind, 0):g} of {pluralize(total.get(kind, 0), kind)}" for kind in ("CPU", "GPU")
+    )
+    return f"{status}; each {noun} needs {_format_reserved(resources)}; free: {capacity}"
 
 
 def _format_reserved(resources: dict[str, float]) -> str:

@@ -1,5 +1,6 @@
 """Numbers, durations and settings as text."""
 
+import json
 from typing import Any
 
 
@@ -30,3 +31,20 @@ def format_value(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return "none" if value is None else str(value)
+
+
+def format_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Describes in which settings a run (old) and a command (new) differ; empty if in none."""
+    new = json.loads(json.dumps(new))  # lists instead of tuples, as in the run's file
+    return ", ".join(
+        f"{name}: {_format_setting(old, name)} there, {_format_setting(new, name)} here"
+        for name in {**old, **new}
+        if name not in old or name not in new or old[name] != new[name]
+    )
+
+
+def _format_setting(settings: dict[str, Any], name: str) -> str:
+    if name not in settings:
+        return "unknown"
+    value = settings[name]
+    return format_value(tuple(value) if isinstance(value, list) else value)

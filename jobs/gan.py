@@ -13,7 +13,6 @@ from jobs import interrupt
 if __name__ == "__main__":
     interrupt.exit_silently_on_sigint()  # during the imports
 
-import json
 import math
 import os
 import tempfile
@@ -23,21 +22,19 @@ from typing import Any
 
 import torch
 from ray import train
-from ray.train.torch import get_device
+from ray.train.torch import TorchTrainer, get_device
 
 from jobs import cli, cluster, machine, storage
-from jobs.backend import RayInterfaceTorchConfig
 from jobs.cli import arg
 from jobs.errors import UserError
-from jobs.formatting import format_value, pluralize
-from jobs.training import (
-    ERROR,
-    Progress,
-    Trainer,
-    load_checkpoint_on_all_ranks,
+from jobs.formatting import format_difference, format_value, pluralize
+from jobs.ray_internals import (
+    WORKER_GROUP_START_TIMEOUT,
+    RayInterfaceTorchConfig,
     remove_stale_checkpoint_index,
-    run_training,
 )
+from jobs.storage import FAILURE
+from jobs.training import Progress, load_checkpoint_on_all_ranks, run_training
 from models import checkpoint, distributed, gan, gan_metrics, image_data
 
 MAX_LATENT_DIM = 10_000  # the latent vectors of an epoch are in memory together
@@ -157,11 +154,11 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
             # An exception would make Ray restart the workers, with the same losses.
             if rank == 0:
                 reason = f"the losses of epoch {epoch} are not finite"
-                folder.write(ERROR, f"{reason}: try a lower --lr, under a new --name".encode())
+                folder.write(FAILURE, f"{reason}: try a lower --lr, under a new --name".encode())
             return
         history.append(row | fixed_columns)
-        if rank == 0:  # rewritten at each epoch: no epoch is in it twice after a restart
-            folder.write("result.json", "".join(json.dumps(r) + "\n" for r in history).encode())
+        if rank == 0:
+            storage.write_rows(folder, history)
         save_and_report(hyperparameters, model, history[-1], history, rank)
 
 
@@ -227,15 +224,15 @@ def make_trainer(
     config: GANConfig,
     workers: tuple[int, int],
     resources: dict[str, float],
-) -> Trainer:
-    """Returns the Trainer, with a fixed number of workers or an elastic range."""
+) -> TorchTrainer:
+    """Returns the trainer, with a fixed number of workers or an elastic range."""
     min_workers, max_workers = workers
     elastic = min_workers < max_workers
     controller_failures = 3
     if elastic:  # after a node is lost, Ray first waits for the previous number of workers
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+        os.environ.setdefault(WORKER_GROUP_START_TIMEOUT, "10")
         controller_failures = 24  # each wait counts as a failure of the controller
-    return Trainer(
+    return TorchTrainer(
         train_loop_per_worker,
         train_loop_config={
             "hyperparameters": config,
@@ -311,22 +308,26 @@ def epochs_done(folder: storage.StorageDir, config: GANConfig) -> int:
 def main() -> int:
     config, launch, workers = parse_args()
     folder = storage.run_dir(launch.storage, launch.name, launch.fresh)
-    storage.check_same_config(folder, [asdict(config)])
+    existing = storage.read_settings(folder, "gan")
+    difference = format_difference(existing, asdict(config)) if existing else ""
+    if difference:
+        storage.refuse_settings(folder, difference)
     done, failures = epochs_done(folder, config), []
     if done < config.epochs:
-        cluster.connect(launch.address)
+        logs = cluster.connect(launch.address)
         workers, resources = cluster.resolve_worker_group(
             workers, launch.cpus_per_worker, launch.gpus_per_worker
         )
         check_batch_covers_workers(workers[1], config)
         cluster.check_storage(folder)
-        storage.acquire_run_dir(folder, [asdict(config)])
-        folder.write("params.json", json.dumps(asdict(config), indent=2).encode())
+        storage.acquire_run_dir(folder, "gan", asdict(config))
+        storage.clear_failure(folder)
         remove_stale_checkpoint_index(folder)
         print(f"{pluralize(config.epochs, 'epoch')}, {done} of them done")
         print(cluster.describe_workers(workers, resources))
-        print(f"results: {folder.uri}", flush=True)
-        progress = Progress(folder, config.epochs)
+        print(f"results: {folder.uri}")
+        print(f"logs: {logs}", flush=True)
+        progress = Progress(folder, config.epochs, resources)
         failures = run_training(make_trainer(folder, config, workers, resources), progress)
         try:
             done = epochs_done(folder, config)

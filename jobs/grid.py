@@ -10,8 +10,12 @@ from typing import Any, Literal, NamedTuple
 
 from jobs.cli import arg
 from jobs.errors import UserError
-from jobs.formatting import format_value, pluralize
+from jobs.formatting import format_difference, format_value, pluralize
 from models import palindromes, recurrent
+
+Trials = dict[str, dict[str, Any]]  # the settings of each trial, by its name
+
+AXES = ("cell", "length", "seed", "init", "variant")
 
 # What a variant changes in the settings of its grid.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -27,7 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class GridConfig:
-    """A grid of trials. It identifies the run: other values need another name."""
+    """A grid of trials. A run can grow by other values of its axes, the first five."""
 
     cells: tuple[str, ...] = arg(("lstm", "rnn"), f"networks: {', '.join(recurrent.CELLS)}")
     lengths: tuple[int, ...] = arg(range(3, 25), "sequence lengths, in digits read")
@@ -132,6 +136,39 @@ def trial_configs(*grids: GridConfig) -> list[dict[str, Any]]:
         ]
     # Within a seed the longest first, so that no long trial runs alone at the end.
     return sorted(configs, key=lambda config: (config["seed"], -config["length"]))
+
+
+def growth_conflict(existing: Trials, requested: Trials) -> str:
+    """Describes why the requested trials cannot be added to those of a run; empty if they can.
+
+    A trial of the same name must have the same settings. A new one must have those of an existing
+    one (of its cell, if there is any), except for AXES and what its variant changes. Under a
+    constant learning rate the number of epochs may grow. Trials that differ only in their seed must
+    stay comparable.
+    """
+    for name, config in requested.items():
+        same_cell = [other for other in existing.values() if other["cell"] == config["cell"]]
+        others = [existing[name]] if name in existing else same_cell or [*existing.values()]
+        if others and all(_difference(other, config) for other in others):
+            return min((_difference(other, config) for other in others), key=len)
+    groups: dict[tuple, dict[str, Any]] = {}
+    for config in (existing | requested).values():
+        group = tuple(config[axis] for axis in AXES if axis != "seed")
+        other = groups.setdefault(group, config)
+        difference = format_difference({**other, "seed": config["seed"]}, config)
+        if difference:
+            return f"{difference}, in other seeds of the same trial"
+    return ""
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    ignored = {*AXES}
+    if old["variant"] != new["variant"]:
+        ignored |= VARIANTS[old["variant"]].keys() | VARIANTS[new["variant"]].keys()
+    if new["lr_schedule"] == "constant" and old["epochs"] < new["epochs"]:
+        ignored.add("epochs")
+    kept = [{k: v for k, v in config.items() if k not in ignored} for config in (old, new)]
+    return format_difference(*kept)
 
 
 def variant_has_effect(variant: str, grid: GridConfig) -> bool:

@@ -1,19 +1,20 @@
-"""Ctrl-C: acknowledged immediately; a second press quits immediately."""
+"""Ctrl-C and SIGTERM: acknowledged immediately; a second signal quits immediately."""
 
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from typing import Any
 
 INTERRUPT_MESSAGE = (
     "Interrupted, shutting down. Re-run the same command to resume (Ctrl-C again to force quit)."
 )
-EXIT_CODE = 130  # 128 + SIGINT, as shells have it
+EXIT_CODES = {int(signal.SIGINT): 130, int(signal.SIGTERM): 143}  # as shells have them
 DEBOUNCE_SECONDS = 0.3  # some programs forward to their child what the terminal sends to both
 interrupted = threading.Event()
+exit_code = 130  # once interrupted, that of the first signal
 
 
 def exit_silently_on_sigint() -> None:
@@ -22,41 +23,36 @@ def exit_silently_on_sigint() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@contextmanager
-def handle_signals() -> Iterator[None]:
-    """Within the block, in the main thread, acknowledges Ctrl-C whatever this process is doing.
+def handle_signals() -> None:
+    """From now on, the first signal raises KeyboardInterrupt, or does what Ray does at Ctrl-C.
 
-    Ray's own handlers stop its work, which takes seconds without a message, and Python code does
-    not see a signal during a call into Ray. So a thread, which gets the signal through a pipe,
-    prints the message. The second Ctrl-C ends the process, and with it a Ray that it started.
+    Python code does not see a signal during a call into Ray, so a thread, which gets it through a
+    pipe, prints the message. A second signal ends the process, and with it a Ray that it started.
     """
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # set by exit_silently_on_sigint()
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, like_sigint)
     read_fd, write_fd = os.pipe()
     os.set_blocking(write_fd, False)
-    previous = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
-    listener = threading.Thread(target=_listen, args=(read_fd,), daemon=True)
-    listener.start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(previous)
-        os.close(write_fd)
-        listener.join()
-        os.close(read_fd)
+    signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
+    threading.Thread(target=_listen, args=(read_fd,), daemon=True).start()
+
+
+def like_sigint(number: int, frame: Any) -> None:
+    handler = signal.getsignal(signal.SIGINT)  # not callable: ignored, as in a shell's background
+    (handler if callable(handler) else signal.default_int_handler)(number, frame)
 
 
 def _listen(read_fd: int) -> None:
+    global exit_code
     first = 0.0
-    while number := os.read(read_fd, 1):
-        if number[0] != signal.SIGINT:
-            continue
-        if interrupted.is_set():
-            if time.monotonic() > first + DEBOUNCE_SECONDS:
-                os._exit(EXIT_CODE)
-            continue
-        first = time.monotonic()
-        clear = "\r\033[K" if sys.stderr.isatty() else ""  # the progress line
-        with suppress(OSError):  # stderr is closed
-            print(f"{clear}{INTERRUPT_MESSAGE}", file=sys.stderr, flush=True)
-        interrupted.set()
+    while True:
+        number = os.read(read_fd, 1)[0]
+        if number in EXIT_CODES and not interrupted.is_set():
+            first, exit_code = time.monotonic(), EXIT_CODES[number]
+            clear = "\r\033[K" if sys.stderr.isatty() else ""  # the progress line
+            with suppress(OSError):  # stderr is closed
+                print(f"{clear}{INTERRUPT_MESSAGE}", file=sys.stderr, flush=True)
+            interrupted.set()
+        elif number in EXIT_CODES and time.monotonic() > first + DEBOUNCE_SECONDS:
+            os._exit(exit_code)

@@ -6,8 +6,6 @@ import sys
 import time
 from collections.abc import Callable
 
-LOGS = f"{os.environ.get('RAY_TMPDIR', '/tmp')}/ray/session_latest/logs"  # of a local Ray
-
 
 class StatusLine:
     """A status that is redrawn in place on a terminal, and printed now and then elsewhere."""

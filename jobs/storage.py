@@ -1,6 +1,8 @@
 """The folder of a run, on a disk or behind a URI: its name, lock, settings and checkpoints."""
 
+import csv
 import fcntl
+import io
 import json
 import os
 import re
@@ -10,16 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import torch
 from pyarrow import fs
 
 from jobs.errors import UserError
-from jobs.formatting import format_value, pluralize
 from models import checkpoint
 
 SETTINGS = "settings.json"
+FAILURE = "failure.txt"  # why a trial or run failed permanently
 SHARED_STORAGE_HINT = (
     "give --storage a folder that all nodes share, or a URI such as s3://BUCKET/runs"
 )
@@ -114,25 +116,33 @@ def run_dir(storage: str, name: str, fresh: bool) -> StorageDir:
     return folder
 
 
-def check_same_config(folder: StorageDir, settings: list[dict[str, Any]]) -> None:
-    """Raises UserError if the folder holds a run with other settings."""
+def read_settings(folder: StorageDir, job: str) -> dict[str, Any]:
+    """Returns the settings of the run in a folder, empty without one.
+
+    Raises:
+        UserError: they are corrupt, or of another job.
+    """
     if SETTINGS not in folder.names():
-        return
+        return {}
     try:
-        existing = json.loads(folder.read(SETTINGS))
-        difference = _config_diff(existing, json.loads(json.dumps(settings)))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        settings = json.loads(folder.read(SETTINGS))[job]
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{folder.subdir(SETTINGS).uri} is corrupt ({error}): use another --name, or --fresh"
+            f"{folder.subdir(SETTINGS).uri} is corrupt, or not of a {job} "
+            f"({type(error).__name__}: {error}): use another --name, or --fresh"
         ) from None
-    if difference:
-        raise UserError(
-            f"{folder.uri} holds a run with other settings ({difference}): "
-            "use another --name, or --fresh"
-        )
+    return settings
 
 
-def acquire_run_dir(folder: StorageDir, settings: list[dict[str, Any]]) -> None:
+def refuse_settings(folder: StorageDir, difference: str) -> NoReturn:
+    """Raises UserError: the folder holds a run with other settings."""
+    raise UserError(
+        f"{folder.uri} holds a run with other settings ({difference}): "
+        "use another --name, or --fresh"
+    )
+
+
+def acquire_run_dir(folder: StorageDir, job: str, settings: dict[str, Any]) -> None:
     """Writes the settings into the folder and locks it until this process ends.
 
     Raises:
@@ -142,7 +152,7 @@ def acquire_run_dir(folder: StorageDir, settings: list[dict[str, Any]]) -> None:
         folder.filesystem.create_dir(folder.path)
         if folder.is_local:
             _lock(folder)
-        folder.write(SETTINGS, json.dumps(settings, indent=2).encode())
+        folder.write(SETTINGS, json.dumps({job: settings}, indent=2).encode())
     except OSError as error:
         raise UserError(f"--storage: {folder.uri} is not writable: {error}") from None
 
@@ -190,6 +200,30 @@ def load_latest_checkpoint(
     return checkpoint.load_latest(names, folder.read, device)
 
 
+def start_trial(folder: StorageDir, config: dict[str, Any]) -> None:
+    """Creates the folder of a trial with its settings, as Tune's readers expect them."""
+    folder.filesystem.create_dir(folder.path)
+    folder.write("params.json", json.dumps(config, indent=2).encode())
+    clear_failure(folder)
+
+
+def clear_failure(folder: StorageDir) -> None:
+    """Removes the reason of a permanent failure: the trial or run is tried again."""
+    if FAILURE in folder.names():
+        folder.delete(FAILURE)
+
+
+def write_rows(folder: StorageDir, history: list[dict[str, Any]]) -> None:
+    """Writes the rows of all epochs: after a restart, no epoch is there twice."""
+    lines = "".join(json.dumps(row) + "\n" for row in history)
+    folder.write("result.json", lines.encode())
+    table = io.StringIO()
+    writer = csv.DictWriter(table, {name: None for row in history for name in row})
+    writer.writeheader()
+    writer.writerows(history)
+    folder.write("progress.csv", table.getvalue().encode())
+
+
 KEPT_CHECKPOINT = "checkpoint_resumed"
 
 
@@ -217,24 +251,3 @@ def _lock(folder: StorageDir) -> None:
     except BlockingIOError:
         raise UserError(f"{folder.uri}: already running in another process") from None
     _locks.append(file)
-
-
-def _config_diff(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> str:
-    """Describes how two lists of settings differ, grid by grid; empty if they do not."""
-    if len(old) != len(new):
-        return f"{pluralize(len(old), 'grid')} there, {len(new)} here"
-    return ", ".join(
-        dict.fromkeys(
-            f"{name}: {_format_setting(before, name)} there, {_format_setting(after, name)} here"
-            for before, after in zip(old, new, strict=True)
-            for name in {**before, **after}
-            if name not in before or name not in after or before[name] != after[name]
-        )
-    )
-
-
-def _format_setting(settings: dict[str, Any], name: str) -> str:
-    if name not in settings:
-        return "unknown"
-    value = settings[name]
-    return format_value(tuple(value) if isinstance(value, list) else value)

@@ -17,12 +17,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from ray import tune
+from ray.tune.logger import TBXLoggerCallback
 from ray.tune.search import BasicVariantGenerator
 
 from jobs import cli, cluster, machine, storage, tuning
@@ -33,9 +34,11 @@ from jobs.grid import (
     ABLATION_PRESET,
     PRESETS,
     GridConfig,
+    Trials,
     apply_overrides,
     describe,
     expand_variants,
+    growth_conflict,
     trial_configs,
     trial_name,
 )
@@ -92,63 +95,57 @@ class Learner:
         torch.set_rng_state(state["rng"].cpu())
 
 
-def train_trial(config: dict[str, Any]) -> None:
+def train_trial(config: dict[str, Any], folder: str) -> None:
     """Trains one network and reports each epoch; a Tune trial runs this on a worker.
 
     It resumes from the latest valid checkpoint in the trial's folder. Data, initialization and
     order come from the seed, so a killed and resumed trial ends with the numbers of an
-    uninterrupted one.
+    uninterrupted one. A finished trial only reports its last row: Tune lists those that ran.
+
+    Args:
+        config: the trial's settings.
+        folder: path or URI of the sweep's folder.
+
+    Raises:
+        OSError: this node does not see the sweep's folder.
     """
+    sweep = storage.open_dir(folder)
+    storage.check_visible(sweep)
+    trial_dir = sweep.subdir(trial_name(config))
     reserved = tune.get_context().get_trial_resources().required_resources
-    machine.configure_torch(num_threads=int(reserved["CPU"]))
     device = torch.device("cuda" if reserved.get("GPU") and torch.cuda.is_available() else "cpu")
+    latest, corrupt = storage.load_latest_checkpoint(trial_dir, device)
+    history = latest.history if latest else []
+    if is_finished(history, config):
+        tune.report(history[-1])
+        return
+    storage.start_trial(trial_dir, config)
+    machine.configure_torch(num_threads=int(reserved["CPU"]))
     data = palindromes.palindromes(config["seed"], config["length"], config["num_sequences"])
     train_split, val_split = data.train.to(device), data.validation.to(device)
     learner = Learner(config, len(train_split) // config["batch_size"], device)
-    history, corrupt = restore(learner, trial_dir(config), device)
+    if latest:
+        learner.load_state_dict(latest.state)
+    else:
+        torch.manual_seed(config["seed"])
+    if latest and tune.get_checkpoint() is None:
+        # Tune numbers the checkpoints of this run from 0 again, over those that exist.
+        storage.keep_checkpoint(trial_dir, latest.name)
     fixed_columns = {
+        "trial_id": tune.get_context().get_trial_id(),  # a column of `tune list-trials`
         "resumed_from_epoch": len(history),
         "corrupt_checkpoints": " ".join(corrupt),
         **machine.hardware_info(device),
     }
-    while not recurrent.should_stop(history, config["epochs"], config["stop_after_solved_epochs"]):
+    while not is_finished(history, config):
         row = run_epoch(learner, len(history) + 1, train_split, val_split) | fixed_columns
         history.append(row)
+        storage.write_rows(trial_dir, history)
         save_and_report(learner.state_dict(), row, history)
 
 
-def trial_dir(config: dict[str, Any]) -> storage.StorageDir:
-    """Returns the folder of a trial, on the worker that runs it.
-
-    Raises:
-        OSError: this node does not see the run's folder.
-    """
-    context = tune.get_context().get_storage()
-    path = context.experiment_fs_path
-    sweep = storage.StorageDir(path, context.storage_filesystem, path)
-    storage.check_visible(sweep)
-    return sweep.subdir(trial_name(config))
-
-
-def restore(
-    learner: Learner, folder: storage.StorageDir, device: torch.device
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Loads the latest valid checkpoint; returns the history, and the names of corrupt ones."""
-    latest, corrupt = storage.load_latest_checkpoint(folder, device)
-    config = learner.config
-    if latest is None:
-        torch.manual_seed(config["seed"])
-        return [], corrupt
-    learner.load_state_dict(latest.state)
-    finished = recurrent.should_stop(
-        latest.history, config["epochs"], config["stop_after_solved_epochs"]
-    )
-    if not finished and tune.get_checkpoint() is None:
-        # Tune numbers the checkpoints of this run from 0 again, over those that exist.
-        storage.keep_checkpoint(folder, latest.name)
-    for row in latest.history:  # Tune may have lost these rows; readers drop duplicates
-        tune.report(row | {"corrupt_checkpoints": ""})  # already reported
-    return latest.history, corrupt
+def is_finished(history: list[dict[str, Any]], config: dict[str, Any]) -> bool:
+    return recurrent.should_stop(history, config["epochs"], config["stop_after_solved_epochs"])
 
 
 def run_epoch(
@@ -208,25 +205,25 @@ def save_and_report(
 
 def make_tuner(
     folder: storage.StorageDir,
-    configs: dict[str, dict[str, Any]],
-    finished: set[str],
+    trials: Trials,
     launch: SweepLaunchArgs,
     resources: dict[str, float],
+    progress: tuning.Progress,
 ) -> tune.Tuner:
-    """Returns a Tuner of all trials, also on resume.
+    """Returns a Tuner of new trials, also on resume.
 
-    A finished trial only reports its rows again, so that Tune's files describe all trials. Nothing
-    is restored from Tune's own snapshot, which may be older than the trials' checkpoints.
+    Nothing is restored from Tune's own snapshot, which may be older than the trials' checkpoints.
     """
-    trials = list(configs.values())
+    configs = list(trials.values())
+    trainable = tune.with_parameters(train_trial, folder=folder.uri)
     return tune.Tuner(
-        tune.with_resources(train_trial, resources),
-        param_space=tuning.param_space(trials),
+        tune.with_resources(trainable, resources),
+        param_space=tuning.param_space(configs),
         tune_config=tune.TuneConfig(
             search_alg=BasicVariantGenerator(
-                points_to_evaluate=trials, max_concurrent=launch.max_concurrent or 0
+                points_to_evaluate=configs, max_concurrent=launch.max_concurrent or 0
             ),
-            num_samples=len(trials),
+            num_samples=len(configs),
             reuse_actors=True,
             trial_name_creator=lambda trial: trial_name(trial.config),
             trial_dirname_creator=lambda trial: trial_name(trial.config),
@@ -234,7 +231,7 @@ def make_tuner(
         run_config=tune.RunConfig(
             name=folder.name,
             storage_path=folder.parent,
-            callbacks=[tuning.Progress(configs, epoch_cost, finished)],
+            callbacks=[progress, TBXLoggerCallback()],
             checkpoint_config=tune.CheckpointConfig(num_to_keep=3),
             failure_config=tune.FailureConfig(max_failures=3),
             verbose=0,
@@ -246,12 +243,10 @@ def run_trials(tuner: tune.Tuner) -> list[str]:
     """Runs the trials; returns a line for each that failed permanently."""
     try:
         results = tuner.fit()
-    except KeyboardInterrupt:  # before any trial runs; afterwards Tune handles the signal
+    except KeyboardInterrupt:
         return []
     except Exception as error:  # Tune itself failed: a full disk, a lost head node
         return [f"the sweep stopped: {type(error).__name__}: {error}".splitlines()[0]]
-    if interrupt.interrupted.is_set():  # trials that were stopped have errors, too
-        return []
     return [
         f"{str(result.error).strip().splitlines()[-1]} ({result.path}/error.txt)"
         for result in results
@@ -264,21 +259,16 @@ def epoch_cost(config: dict[str, Any]) -> float:
     return config["num_sequences"] * config["length"]
 
 
-def finished_trials(folder: storage.StorageDir, configs: dict[str, dict[str, Any]]) -> set[str]:
+def finished_trials(folder: storage.StorageDir, trials: Trials) -> set[str]:
     """Returns the names of the trials whose latest valid checkpoint is their last."""
 
-    def is_finished(name: str) -> bool:
+    def has_finished(name: str) -> bool:
         latest, _ = storage.load_latest_checkpoint(folder.subdir(name))
-        if latest is None:
-            return False
-        config = configs[name]
-        return recurrent.should_stop(
-            latest.history, config["epochs"], config["stop_after_solved_epochs"]
-        )
+        return latest is not None and is_finished(latest.history, trials[name])
 
     with ThreadPoolExecutor() as threads:  # storage behind a URI has a high latency
-        flags = threads.map(is_finished, configs)
-        return {name for name, finished in zip(configs, flags, strict=True) if finished}
+        flags = threads.map(has_finished, trials)
+        return {name for name, finished in zip(trials, flags, strict=True) if finished}
 
 
 def parse_args() -> tuple[tuple[GridConfig, ...], SweepLaunchArgs]:
@@ -307,33 +297,42 @@ def parse_args() -> tuple[tuple[GridConfig, ...], SweepLaunchArgs]:
 
 def main() -> int:
     grids, launch = parse_args()
-    identity = [asdict(grid) for grid in grids]
-    configs = {trial_name(config): config for config in trial_configs(*grids)}
+    trials = {trial_name(config): config for config in trial_configs(*grids)}
     folder = storage.run_dir(launch.storage, launch.name, launch.fresh)
-    storage.check_same_config(folder, identity)
-    finished, failures = finished_trials(folder, configs), []
-    if len(finished) < len(configs):
-        cluster.connect(launch.address)
+    existing = storage.read_settings(folder, "sweep")
+    conflict = growth_conflict(existing, trials)
+    if conflict:
+        storage.refuse_settings(folder, conflict)
+    finished, failures = finished_trials(folder, existing | trials), []
+    done = finished & trials.keys()
+    if len(done) < len(trials):
+        logs = cluster.connect(launch.address)
         resources = cluster.resolve_trial_resources(launch.cpus_per_trial, launch.gpus_per_trial)
         cluster.check_storage(folder)
-        storage.acquire_run_dir(folder, identity)
-        print(f"{pluralize(len(configs), 'trial')}, {len(finished)} of them done:")
+        storage.acquire_run_dir(folder, "sweep", existing | trials)
+        print(f"{pluralize(len(trials), 'trial')}, {len(done)} of them done:")
         print("\n".join(f"  {describe(grid)}" for grid in grids))
         print(cluster.describe_capacity(resources, launch.max_concurrent))
-        print(f"results: {folder.uri}", flush=True)
-        failures = run_trials(make_tuner(folder, configs, finished, launch, resources))
+        print(f"results: {folder.uri}")
+        print(f"logs: {logs}", flush=True)
+        progress = tuning.Progress(folder, trials, epoch_cost, done, resources)
+        # Tune's files then describe all trials that ran, also those of earlier commands.
+        listed = {
+            name: c for name, c in (existing | trials).items() if name in trials or name in finished
+        }
+        failures = run_trials(make_tuner(folder, listed, launch, resources, progress))
         try:
-            finished = finished_trials(folder, configs)
+            done = finished_trials(folder, trials)
         except OSError as error:
             failures.append(f"{folder.uri} cannot be read: {error}")
-        unfinished = len(configs) - len(finished)
+        unfinished = len(trials) - len(done)
         if unfinished and not failures and not interrupt.interrupted.is_set():
             failures.append(f"{pluralize(unfinished, 'trial')}, whose errors could not be stored")
     uses_recipe = any(
         grid.stop_after_solved_epochs or grid.variants != GridConfig().variants for grid in grids
     )
     analysis = f"analysis/{'horizon' if uses_recipe else 'sweep'}.py"
-    return cli.print_summary(len(finished), len(configs), "trial", folder, failures, analysis)
+    return cli.print_summary(len(done), len(trials), "trial", folder, failures, analysis)
 
 
 if __name__ == "__main__":

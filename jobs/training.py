@@ -1,42 +1,21 @@
 """A run of Ray Train: the checkpoint that it resumes from, its progress, its failures."""
 
 import json
-import signal
 import threading
 import time
 from contextlib import suppress
 from typing import Any
 
-import ray
 import torch
+from ray.train import ControllerError, WorkerGroupError
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer
 
+from jobs.cluster import describe_start
 from jobs.formatting import format_duration
-from jobs.progress import LOGS, StatusLine
-from jobs.storage import StorageDir, load_latest_checkpoint
+from jobs.progress import StatusLine
+from jobs.storage import FAILURE, StorageDir, load_latest_checkpoint
 from models import checkpoint
-
-CHECKPOINT_INDEX = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints
-ERROR = "error.txt"  # why a run failed permanently; Tune uses this name, too
-
-
-def remove_stale_checkpoint_index(folder: StorageDir) -> None:
-    """Removes Ray Train's list of checkpoints if it is truncated or names a missing checkpoint.
-
-    Ray would not start with such a list. The workers read the folder itself; Ray then never
-    deletes the checkpoints of the removed list.
-    """
-    if CHECKPOINT_INDEX not in folder.names():
-        return
-    try:
-        results = json.loads(folder.read(CHECKPOINT_INDEX))["checkpoint_results"]
-        names = {result["checkpoint_dir_name"] for result in results}
-        stale = not names <= set(folder.names())
-    except (ValueError, KeyError, TypeError):
-        stale = True
-    if stale:
-        folder.delete(CHECKPOINT_INDEX)
 
 
 def load_checkpoint_on_all_ranks(
@@ -62,8 +41,8 @@ def load_checkpoint_on_all_ranks(
 class Progress:
     """Shows the progress of a run, from the rows that rank 0 writes into its folder."""
 
-    def __init__(self, folder: StorageDir, epochs: int):
-        self.folder, self.epochs = folder, epochs
+    def __init__(self, folder: StorageDir, epochs: int, resources: dict[str, float]):
+        self.folder, self.epochs, self.resources = folder, epochs, resources
         self.line = StatusLine()
         self.start = time.monotonic()
         self.rows: list[dict[str, Any]] = []  # of this command
@@ -92,8 +71,7 @@ class Progress:
 
     def _status(self) -> str:
         if not self.rows:
-            elapsed = format_duration(time.monotonic() - self.start)
-            return f"starting, then the first epoch: {elapsed} (logs: {LOGS})"
+            return describe_start(time.monotonic() - self.start, self.resources, "worker")
         row, recent = self.rows[-1], self.rows[-10:]
         pace = sum(r["epoch_seconds"] for r in recent) / len(recent)
         return (
@@ -108,22 +86,6 @@ class Progress:
         with suppress(OSError, ValueError):
             rows = map(json.loads, self.folder.read("result.json").splitlines())
             self.rows = [row for row in rows if row["epoch_end_time"] not in self.earlier]
-
-
-class Trainer(TorchTrainer):
-    """A TorchTrainer that does not wait long for its workers at Ctrl-C.
-
-    If they are just starting, Ray's own handler takes ten seconds and more to stop them. They end
-    with this process in any case.
-    """
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        def stop(*_: Any) -> None:
-            with suppress(ray.exceptions.RayError):  # the controller is gone, or does not respond
-                ray.get(controller.abort.remote(), timeout=2)
-            raise KeyboardInterrupt
-
-        signal.signal(signal.SIGINT, stop)
 
 
 def run_training(trainer: TorchTrainer, progress: Progress) -> list[str]:
@@ -142,20 +104,23 @@ def run_training(trainer: TorchTrainer, progress: Progress) -> list[str]:
     display = threading.Thread(target=show, daemon=True)
     display.start()
     try:
-        if ERROR in folder.names():
-            folder.delete(ERROR)
         trainer.fit()
-        return [folder.read(ERROR).decode()] if ERROR in folder.names() else []
+        return [folder.read(FAILURE).decode()] if FAILURE in folder.names() else []
     except (KeyboardInterrupt, SystemExit):  # Ray's own handler turns the first into the second
         return []
-    except Exception as error:  # raised by a worker, by Ray Train or by the storage
-        cause = getattr(error, "controller_failure", error)
-        causes = getattr(error, "worker_failures", None) or {0: cause}
-        reasons = [f"{type(e).__name__}: {e}".splitlines()[0] for e in causes.values()]
-        return list(dict.fromkeys(reasons))  # identical worker errors are reported once
+    except WorkerGroupError as error:
+        # Identical errors of several workers are reported once.
+        return list(dict.fromkeys(map(_one_line, error.worker_failures.values())))
+    except Exception as error:  # raised by Ray Train or by the storage
+        cause = error.controller_failure if isinstance(error, ControllerError) else error
+        return [_one_line(cause)]
     finally:
         ended.set()
         display.join()
         with suppress(BrokenPipeError):
             progress.report_events()  # of workers that took less than a second
         progress.line.clear()
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -2,16 +2,18 @@
 
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.experiment import Trial
 
 from jobs import interrupt
+from jobs.cluster import describe_start
 from jobs.formatting import format_duration
-from jobs.progress import LOGS, StatusLine
+from jobs.progress import StatusLine
+from jobs.ray_internals import trial_error
+from jobs.storage import FAILURE, StorageDir
 
 Config = dict[str, Any]
 
@@ -25,22 +27,25 @@ class Progress(tune.Callback):
     """Shows the progress of a sweep.
 
     Args:
-        configs: all trials, by name.
+        folder: of the sweep.
+        configs: the trials that the command asks for, by name.
         epoch_cost: the work of an epoch, in a unit that is the same for all trials of one cell.
-        finished: names of the trials that were finished before.
+        finished: names of those that were finished before.
+        resources: of each trial.
     """
 
     def __init__(
         self,
+        folder: StorageDir,
         configs: dict[str, Config],
         epoch_cost: Callable[[Config], float],
         finished: Iterable[str],
+        resources: dict[str, float],
     ):
-        self.configs = configs
+        self.folder, self.configs, self.resources = folder, configs, resources
         self.remaining = {name: config["epochs"] for name, config in configs.items()}
         self.work = {name: epoch_cost(config) for name, config in configs.items()}
-        self.finished = {*finished}  # they report their rows again
-        for name in self.finished:
+        for name in finished:
             self.remaining[name] = 0
         self.spent: dict[str, list[float]] = {}  # by cell: seconds, and the work done in them
         self.failed: set[str] = set()
@@ -53,7 +58,7 @@ class Progress(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any
     ) -> None:
         name = str(trial)
-        if name in self.finished:
+        if not self.remaining.get(name):  # finished before: it reports its last row again
             return
         self.failed.discard(name)
         self.remaining[name] = self.configs[name]["epochs"] - result["epoch"]
@@ -74,39 +79,35 @@ class Progress(tune.Callback):
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        self.remaining[str(trial)] = 0  # early stopping may have ended it
+        if str(trial) in self.remaining:
+            self.remaining[str(trial)] = 0  # early stopping may have ended it
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
+        reason = trial_error(trial)
         self.failed.add(str(trial))
-        self.line.print_line(f"{trial}: failed permanently: {_last_error(trial)}")
+        with suppress(OSError):  # the storage may be what failed
+            self.folder.subdir(str(trial)).write(FAILURE, reason.encode())
+        self.line.print_line(f"{trial}: failed permanently: {reason}")
 
     def on_trial_recover(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        self.line.print_line(f"{trial}: {_last_error(trial)}; resuming from its latest checkpoint")
+        self.line.print_line(f"{trial}: {trial_error(trial)}; resuming from its latest checkpoint")
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        running = [trial for trial in trials if trial.status == Trial.RUNNING]
-        if interrupt.interrupted.is_set():
-            # Tune saves its state and then waits ten seconds or more: for processes that are just
-            # starting, when there is nothing to save, and for epochs that it discards.
-            if not running:
-                raise KeyboardInterrupt
-            for trial in running:
-                ray.kill(trial.temporary_state.ray_actor)
-            return
-        self.line.update(lambda: self._status(len(running)))
+        if interrupt.interrupted.is_set():  # and code of Ray has swallowed the KeyboardInterrupt
+            raise KeyboardInterrupt
+        running = sum(trial.status == Trial.RUNNING for trial in trials)
+        self.line.update(lambda: self._status(running))
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         self.line.clear()
 
     def _status(self, running: int) -> str:
         if not running and not self.latest:
-            elapsed = time.monotonic() - self.start
-            details = f" for {format_duration(elapsed)}: see Ray's logs in {LOGS}"
-            return "starting" + (details if elapsed > 60 else "")
+            return describe_start(time.monotonic() - self.start, self.resources, "trial")
         done = sum(left == 0 for left in self.remaining.values())
         parts = [f"{done}/{len(self.configs)} done", f"{running} running"]
         if self.failed:
@@ -129,14 +130,3 @@ class Progress(tune.Callback):
             )
             / running
         )
-
-
-def _last_error(trial: Trial) -> str:
-    """Returns the last line of the error file that Tune writes on this machine."""
-    text = Path(trial.error_file).read_text() if trial.error_file else "unknown error"
-    last = text.rpartition("Failure # ")[2].strip()
-    # The second if Ray does not notice the death within a second, or cannot reach the host.
-    if "OutOfMemoryError" in last:  # by Ray's memory monitor
-        return "killed: the node ran out of memory (lower --max-concurrent or --num-sequences)"
-    died = any(message in last for message in ("The actor died", "ActorUnavailableError"))
-    return "its process died" if died else last.splitlines()[-1]

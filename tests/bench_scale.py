@@ -13,7 +13,6 @@ import argparse
 import itertools
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import pandas as pd
 import ray
 from ray import tune
 
-from jobs import cluster, storage, sweep
+from jobs import cluster, storage, sweep, tuning
 from jobs.grid import GridConfig, trial_configs, trial_name
 from models import checkpoint, recurrent
 
@@ -29,7 +28,9 @@ SLOTS, EPOCHS, SECONDS = 8, 5, 2.0
 LENGTHS = tuple(range(3, 103))
 
 
-def sleep_instead_of_training(config: dict[str, Any]) -> None:
+def sleep_instead_of_training(config: dict[str, Any], folder: str) -> None:
+    trial_dir = storage.open_dir(folder).subdir(trial_name(config))
+    storage.start_trial(trial_dir, config)
     network = recurrent.build(
         "lstm", config["hidden_size"], "uniform", config["seed"], config["length"]
     )
@@ -45,6 +46,7 @@ def sleep_instead_of_training(config: dict[str, Any]) -> None:
         row |= {"epoch_start_time": epoch_start, "epoch_end_time": time.time()}
         row |= {"epoch_seconds": SECONDS / EPOCHS, "corrupt_checkpoints": ""}
         history.append(row)
+        storage.write_rows(trial_dir, history)
         state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
         with tempfile.TemporaryDirectory() as local:
             checkpoint.save(local, state, history)
@@ -58,9 +60,11 @@ def measure(count: int, parent: Path) -> dict[str, float]:
     trials = itertools.islice(trial_configs(grid), count)
     configs = {trial_name(config): config for config in trials}
     folder = storage.run_dir(str(parent), f"trials-{count}", fresh=False)
-    storage.acquire_run_dir(folder, [asdict(grid)])
+    storage.acquire_run_dir(folder, "sweep", configs)
     launch = sweep.SweepLaunchArgs(storage=str(parent), name=folder.name)
-    tuner = sweep.make_tuner(folder, configs, set(), launch, {"cpu": 1, "gpu": 0})
+    resources = {"cpu": 1.0, "gpu": 0.0}
+    progress = tuning.Progress(folder, configs, sweep.epoch_cost, set(), resources)
+    tuner = sweep.make_tuner(folder, configs, launch, resources, progress)
     cpu_start = time.process_time()
     results = tuner.fit()
     cpu_seconds = time.process_time() - cpu_start

@@ -99,10 +99,10 @@ def started(*flags: str, launches: dict[str, int] | None = None) -> Iterator[Clu
         # A token in the environment has precedence over the one in ~/.ray/auth_token, which a head
         # node would use and a driver with an explicit address would not.
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
-        environment = os.environ | token
+        environment = os.environ | token | {"RAY_TMPDIR": folder}
         command = [RAY, "start", "--head"]
         command += ["--port", address.partition(":")[2], "--num-cpus=1", "--num-gpus=0"]
-        command += ["--temp-dir", folder, "--object-store-memory=100000000"]
+        command += ["--object-store-memory=100000000"]
         command += ["--include-dashboard=false", "--disable-usage-stats", *ANY_PORT]
         head_environment = environment
         if launches is not None:

@@ -26,6 +26,7 @@ from processes import run_script
 
 import analysis.cli
 import jobs.cli
+import jobs.interrupt
 from models import checkpoint, gan, image_data
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # jobs find a Ray of this process, not of the other one
@@ -86,8 +87,7 @@ def gan_run(tmp_path_factory) -> Path:
         path = folder / f"checkpoint_{epoch}"
         path.mkdir(parents=True)
         checkpoint.save(path, model.state_dict(), history)
-    for name, content in {"params.json": config, "settings.json": [config]}.items():
-        (folder / name).write_text(json.dumps(content))
+    (folder / "settings.json").write_text(json.dumps({"gan": config}))
     return folder
 
 
@@ -152,6 +152,8 @@ def call_main(monkeypatch, capsys) -> Callable[..., CompletedProcess[str]]:
 @pytest.fixture
 def user_error_of(monkeypatch, capsys) -> Callable[..., str]:
     """Runs a job's `main` in this process; returns the one line with which it refuses to run."""
+
+    monkeypatch.setattr(jobs.interrupt, "handle_signals", lambda: None)  # those of pytest
 
     def refuse(main: Callable[[], int], *arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", ["job.py", *map(str, arguments)])

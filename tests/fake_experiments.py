@@ -30,21 +30,15 @@ def write_trial(
     return trial
 
 
-def write_state(
-    folder: Path, statuses: dict[str, str], stamp: str = "2026-01-02_00-00-00", age: float = 0
-) -> Path:
-    """Writes a snapshot like Tune's, a pair of JSON texts for each trial, `age` seconds old."""
-    path = folder / f"experiment_state-{stamp}.json"
-    pairs = [
-        [
-            json.dumps({"status": status, "relative_logdir": name, "config": {"lr": 0.5}}),
-            json.dumps({"num_failures": 3 if status == "ERROR" else 0}),
-        ]
-        for name, status in statuses.items()
-    ]
-    path.write_text(json.dumps({"trial_data": pairs, "runner_data": {}, "stats": {}}))
-    os.utime(path, (time.time() - age, time.time() - age))
-    return path
+def write_settings(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
+    """Writes the settings of a sweep: those of each trial, by name."""
+    (folder / "settings.json").write_text(json.dumps({"sweep": configs}))
+
+
+def set_age(folder: Path, seconds: float) -> None:
+    """Makes all files of a folder look as if they were written that long ago."""
+    for path in folder.rglob("*"):
+        os.utime(path, (time.time() - seconds,) * 2)
 
 
 def make_row(iteration: int, **metrics: Any) -> dict[str, Any]:

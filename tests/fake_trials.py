@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from fake_experiments import write_trial
+from fake_experiments import write_settings, write_trial
 
 from analysis.results import ResultsDir, Trial
 from jobs.grid import trial_name
@@ -37,10 +37,13 @@ def make_trial(
         | {column: values[n] for column, values in columns.items()}
         for n, accuracy in enumerate(accuracies)
     ]
-    return Trial("fake", name, "unknown", config, rows, failures=0, error="", folder=NO_FILES)
+    return Trial("fake", name, "finished", config, rows, error="", folder=NO_FILES)
 
 
 def write_trials(folder: Path, *trials: Trial) -> Path:
+    """Writes a sweep of these trials."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_settings(folder, {trial.name: trial.config for trial in trials})
     for trial in trials:
         write_trial(folder, trial.name, trial.config, trial.rows)
     return folder

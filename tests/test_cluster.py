@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from processes import REPO, run_script
@@ -18,6 +19,8 @@ from jobs.errors import UserError
 LAPTOP = [{"CPU": 2}]
 CPU_NODES = [{"CPU": 16}, {"CPU": 16}]
 GPU_NODES = [{"CPU": 8, "GPU": 4}, {"CPU": 8, "GPU": 4}]
+
+CONTEXT = SimpleNamespace(address_info={"session_dir": "/session"})  # of a connection
 
 Nodes = list[dict[str, float]]
 
@@ -147,7 +150,7 @@ def test_local_ray_that_was_killed_is_replaced(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     calls = []
-    monkeypatch.setattr(cluster.ray, "init", lambda **options: calls.append(options))
+    monkeypatch.setattr(cluster.ray, "init", lambda **options: calls.append(options) or CONTEXT)
     cluster.connect(None)
     assert [options["address"] for options in calls] == ["local"]
     assert "127.0.0.1:1 has ended" in capsys.readouterr().out
@@ -156,8 +159,8 @@ def test_local_ray_that_was_killed_is_replaced(monkeypatch, tmp_path, capsys):
 def test_workers_do_not_import_from_the_working_directory_of_the_driver(monkeypatch, tmp_path):
     directories = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cluster.ray, "init", lambda **_: directories.append(Path.cwd()))
-    cluster.connect("local")
+    monkeypatch.setattr(cluster.ray, "init", lambda **_: directories.append(Path.cwd()) or CONTEXT)
+    assert cluster.connect("local") == "/session/logs"
     assert directories == [REPO]
     assert Path.cwd() == tmp_path
 

@@ -154,8 +154,8 @@ def without_checkpoints(run: Path) -> None:
 
 
 def without_images(run: Path) -> None:
-    params = run / "params.json"
-    params.write_text(params.read_text().replace("dataset", "no such folder"))
+    settings = run / "settings.json"
+    settings.write_text(settings.read_text().replace("dataset", "no such folder"))
 
 
 def with_another_latent_dim(run: Path) -> None:

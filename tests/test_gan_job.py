@@ -17,7 +17,7 @@ from processes import FORWARDED_MESSAGE, running_script, session_without_agents,
 from ray import train
 
 from analysis.results import read_trials
-from jobs import cluster, interrupt, storage, training
+from jobs import cluster, interrupt, ray_internals, storage, training
 from jobs import gan as job
 from models import checkpoint, gan, image_data
 
@@ -173,7 +173,7 @@ def test_resume_after_sigkill_of_the_driver_skips_corrupt_checkpoints(
     *_, previous, last = read_checkpoints(folder)
     (folder / last.name / "state.pt").write_bytes(b"truncated")
     (folder / "checkpoint_without_files").mkdir()
-    (folder / training.CHECKPOINT_INDEX).write_text('{"truncated')
+    (folder / ray_internals.CHECKPOINT_INDEX).write_text('{"truncated')
     done = ray_cluster.run("jobs/gan.py", *flags)
     assert done.returncode == 0, done.stdout + done.stderr
     (names,) = re.findall("skipped corrupt checkpoints: (.*)", done.stdout)
@@ -219,17 +219,24 @@ def test_non_finite_losses_end_the_run_with_a_reason(tmp_path, data, ray_cluster
 
 
 @pytest.mark.ray
-def test_ctrl_c_stops_the_job_and_the_ray_that_it_started(tmp_path, data):
+@pytest.mark.parametrize(("number", "code"), interrupt.EXIT_CODES.items())
+def test_signal_ends_the_job_and_its_ray(tmp_path, data, number, code):
     flags = [*FLAGS, "--data", data, "--storage", tmp_path, "--epochs", 200]
     with running_script("jobs/gan.py", *flags) as driver:
         wait_for_rows(tmp_path / "gan-report", 1, driver)
-        os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: the driver and its children
+        if number == signal.SIGINT:  # as a terminal does: to the driver and its children
+            os.killpg(driver.pid, number)
+        else:
+            driver.send_signal(number)
         output, _ = driver.communicate(timeout=300)
-        assert driver.returncode == 130, output
+        assert driver.returncode == code, output
         wait_for(lambda: not session_without_agents(driver.pid))
     assert interrupt.INTERRUPT_MESSAGE in output
     assert "to resume: python" in output
     assert "Traceback" not in output
+
+
+RESOURCES = {"cpu": 1.0, "gpu": 0.0}
 
 
 class FakeTrainer:
@@ -257,19 +264,22 @@ class FakeTrainer:
 )
 def test_each_distinct_error_is_reported_once_in_one_line(tmp_path, error, reasons):
     (tmp_path / "result.json").write_text('{"truncated')
-    progress = training.Progress(storage.open_dir(str(tmp_path)), epochs=3)
+    progress = training.Progress(storage.open_dir(str(tmp_path)), epochs=3, resources=RESOURCES)
     assert training.run_training(FakeTrainer(error), progress) == reasons
 
 
 def test_unreadable_storage_is_reported_as_a_failure(tmp_path):
     (tmp_path / "run").touch()  # a file instead of a folder
-    progress = training.Progress(storage.open_dir(str(tmp_path / "run")), epochs=3)
-    (reason,) = training.run_training(FakeTrainer(), progress)
+    progress = training.Progress(
+        storage.open_dir(str(tmp_path / "run")), epochs=3, resources=RESOURCES
+    )
+    trainer = FakeTrainer(result=tmp_path / "result.json")
+    (reason,) = training.run_training(trainer, progress)
     assert reason.startswith("NotADirectoryError: ")
 
 
 def test_corrupt_checkpoints_are_reported_once_even_if_training_is_short(tmp_path, capsys):
-    progress = training.Progress(storage.open_dir(str(tmp_path)), epochs=3)
+    progress = training.Progress(storage.open_dir(str(tmp_path)), epochs=3, resources=RESOURCES)
     trainer = FakeTrainer(result=tmp_path / "result.json")
     assert training.run_training(trainer, progress) == []
     assert capsys.readouterr().out.count("skipped corrupt checkpoints: checkpoint_1") == 1
@@ -289,10 +299,10 @@ def test_corrupt_checkpoints_are_reported_once_even_if_training_is_short(tmp_pat
 def test_stale_checkpoint_index_is_removed(tmp_path, index, is_kept):
     """Ray Train does not start if its list of checkpoints is corrupt or names a missing one."""
     (tmp_path / "checkpoint_1").mkdir()
-    path = tmp_path / training.CHECKPOINT_INDEX
+    path = tmp_path / ray_internals.CHECKPOINT_INDEX
     if index is not None:
         path.write_text(index if isinstance(index, str) else json.dumps(index))
-    training.remove_stale_checkpoint_index(storage.open_dir(str(tmp_path)))
+    ray_internals.remove_stale_checkpoint_index(storage.open_dir(str(tmp_path)))
     assert path.exists() == is_kept
 
 
@@ -340,7 +350,7 @@ def test_too_few_test_images_are_refused(user_error_of, tmp_path):
 def other_run(tmp_path) -> storage.StorageDir:
     """The folder of a run with --betas 0.9,0.999; its only checkpoint has another latent_dim."""
     folder = storage.run_dir(str(tmp_path), "run", fresh=False)
-    storage.acquire_run_dir(folder, [asdict(job.GANConfig(betas=BETAS))])
+    storage.acquire_run_dir(folder, "gan", asdict(job.GANConfig(betas=BETAS)))
     path = Path(folder.path, "checkpoint_1")
     path.mkdir()
     checkpoint.save(path, gan.GAN(99, 0, 0.1, BETAS).state_dict(), [{"epoch": 1}])

@@ -16,6 +16,7 @@ from jobs.grid import (
     Preset,
     apply_overrides,
     describe,
+    growth_conflict,
     trial_configs,
     trial_name,
 )
@@ -175,3 +176,63 @@ def test_description_lists_the_axes_of_a_grid():
         "lstm,rnn x lengths 3-5,9 x seeds 0 x inits uniform x variants full,one-hot"
         " x 20 epochs of 100000 sequences"
     )
+
+
+# Growth
+
+EXISTING = GridConfig(lengths=(3, 5), seeds=(0, 1), epochs=5)
+
+
+def conflict(requested: GridConfig, *existing: GridConfig) -> str:
+    both = (existing or (EXISTING,), (requested,))
+    return growth_conflict(*({trial_name(c): c for c in trial_configs(*grids)} for grids in both))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"seeds": (1, 2)},
+        {"lengths": (5, 9)},
+        {"cells": ("gru",)},
+        {"inits": ("uniform", "orthogonal")},
+        {"variants": ("full", "clip", "one-hot")},
+        {"epochs": 9},  # the learning rate is constant: the first epochs are the same
+    ],
+)
+def test_run_grows_by_trials_of_equal_settings(changes):
+    assert conflict(replace(EXISTING, **changes)) == ""
+
+
+COSINE = replace(EXISTING, lr_schedule="cosine")
+
+
+@pytest.mark.parametrize(
+    ("existing", "requested", "message"),
+    [
+        (EXISTING, replace(EXISTING, seeds=(7,), lr=0.01), "lr: 0.001 there, 0.01 here"),
+        (EXISTING, replace(EXISTING, epochs=4), "epochs: 5 there, 4 here"),
+        (COSINE, replace(COSINE, epochs=9), "epochs: 5 there, 9 here"),
+        (COSINE, replace(COSINE, seeds=(7,), epochs=9), "epochs: 5 there, 9 here"),
+        (
+            EXISTING,
+            replace(EXISTING, seeds=(7,), epochs=9),
+            "epochs: 5 there, 9 here, in other seeds of the same trial",
+        ),
+        (
+            EXISTING,
+            replace(EXISTING, variants=("clip",), batch_size=64),
+            "batch_size: 128 there, 64 here",
+        ),
+    ],
+)
+def test_trials_of_other_settings_are_a_conflict(existing, requested, message):
+    assert conflict(requested, existing) == message
+
+
+def test_new_trial_has_the_settings_of_its_own_cell():
+    lstm, rnn = EXISTING, replace(EXISTING, cells=("rnn",), lr=0.0003)
+    lstm = replace(lstm, cells=("lstm",))
+    new = replace(lstm, lengths=(9,), lr=0.0003)
+    assert conflict(new, lstm, rnn) == "lr: 0.001 there, 0.0003 here"
+    assert conflict(replace(rnn, lengths=(9,)), lstm, rnn) == ""

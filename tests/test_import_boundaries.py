@@ -54,10 +54,10 @@ def test_scripts_of_analysis_import_no_other_script():
         assert not imported & scripts, file.name
 
 
-def test_nothing_imports_a_private_name_of_ray():
+def test_only_one_file_imports_a_private_name_of_ray():
     """Any release may move it. This finds names with an underscore, not overridden methods."""
     for folder in (*FORBIDDEN_IMPORTS, "tests"):
-        for file in (REPO / folder).glob("**/*.py"):
+        for file in {*(REPO / folder).glob("**/*.py")} - {REPO / "jobs" / "ray_internals.py"}:
             found = re.findall(r"\bray\.[\w.]*\b_[a-z]\w*|\bray\.scripts\b", file.read_text())
             assert not found, file.name
 

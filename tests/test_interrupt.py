@@ -35,11 +35,14 @@ run_main(main)
 ACKNOWLEDGED = interrupt.INTERRUPT_MESSAGE + "\n"
 
 
-def run_interrupted(main: str, presses: int, pause: float = 0) -> tuple[int, str, str]:
-    """Sends SIGINT whenever `main` prints "working"; returns exit code, stdout and stderr.
+def run_interrupted(
+    main: str, number: signal.Signals, presses: int, pause: float = 0
+) -> tuple[int, str, str]:
+    """Sends a signal whenever `main` prints "working"; returns exit code, stdout and stderr.
 
     Args:
-        presses: number of signals.
+        number: of the signal.
+        presses: how often it is sent.
         pause: seconds before each signal.
     """
     command = [sys.executable, "-c", SCRIPT.format(main=main)]
@@ -48,12 +51,14 @@ def run_interrupted(main: str, presses: int, pause: float = 0) -> tuple[int, str
         for _ in range(presses):
             assert process.stdout.readline() == "working\n"
             time.sleep(pause)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
         out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
 
 def test_disk_error_is_one_line_with_exit_code_1(capsys, monkeypatch):
+    monkeypatch.setattr(interrupt, "handle_signals", lambda: None)  # those of pytest stay
+
     def main() -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO), "/disk/file")
 
@@ -69,27 +74,32 @@ CATCH_FIRST = """interrupt.DEBOUNCE_SECONDS = 600
     except KeyboardInterrupt:
         try: work()
         except KeyboardInterrupt: return 3"""
-IGNORE_SIGINT = """words = iter(["working"])
-    signal.signal(signal.SIGINT, lambda *_: [print(word, flush=True) for word in words])
+IGNORE_SIGNALS = """words = iter(["working"])
+    for number in interrupt.EXIT_CODES:
+        signal.signal(number, lambda *_: [print(word, flush=True) for word in words])
     work()"""
 WORK_AT_EXIT = """atexit.register(work)
     try: work()
-    except KeyboardInterrupt: return 130"""
+    except KeyboardInterrupt: return interrupt.exit_code"""
 
 
+@pytest.mark.parametrize(("number", "exit_code"), interrupt.EXIT_CODES.items())
 @pytest.mark.parametrize(
-    ("main", "presses", "pause", "code"),
+    ("main", "presses", "pause", "own_code"),
     [
-        pytest.param("work()", 1, 0, 130, id="one_press"),
+        pytest.param("work()", 1, 0, None, id="one_press"),
         pytest.param(CATCH_FIRST, 2, 0, 3, id="second_press_within_debounce_time_is_ignored"),
         pytest.param(
-            IGNORE_SIGINT, 2, 2 * interrupt.DEBOUNCE_SECONDS, 130, id="second_press_force_quits"
+            IGNORE_SIGNALS, 2, 2 * interrupt.DEBOUNCE_SECONDS, None, id="second_press_force_quits"
         ),
-        pytest.param(WORK_AT_EXIT, 1, 0, 130, id="exit_handlers_are_skipped"),
+        pytest.param(WORK_AT_EXIT, 1, 0, None, id="exit_handlers_are_skipped"),
     ],
 )
-def test_ctrl_c_prints_one_line_and_ends_the_process(main, presses, pause, code):
-    assert run_interrupted(main, presses, pause) == (code, "", ACKNOWLEDGED)
+def test_signal_prints_one_line_and_ends_the_process(
+    main, presses, pause, own_code, number, exit_code
+):
+    code = exit_code if own_code is None else own_code
+    assert run_interrupted(main, number, presses, pause) == (code, "", ACKNOWLEDGED)
 
 
 JOBS = ["jobs/gan.py", "jobs/sweep.py"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fake_experiments import make_row, write_state, write_trial
+from fake_experiments import make_row, write_settings, write_trial
 from fake_trials import make_trial, write_trials
 from PIL import Image
 from selenium import webdriver
@@ -45,10 +45,9 @@ def sweep_run(tiny, tmp_path_factory) -> Path:
     folder = shutil.copytree(tiny, tmp_path_factory.mktemp("report") / "tiny")
     config = read_trials(str(folder))[0].config | {"length": 9}
     write_trial(folder, HOSTILE, config, None)
-    (folder / HOSTILE / "error.txt").write_text("Boom: </script><script>window.owned=1</script>")
-    (newest,) = folder.glob("experiment_state-*.json")
-    statuses = {trial.name: "TERMINATED" for trial in read_trials(str(folder))}
-    write_state(folder, statuses | {HOSTILE: "ERROR"}, newest.stem.partition("-")[2])
+    (folder / HOSTILE / "failure.txt").write_text("Boom: </script><script>window.owned=1</script>")
+    configs = {trial.name: trial.config for trial in read_trials(str(folder))}
+    write_settings(folder, configs | {HOSTILE: config})
     return folder
 
 
@@ -220,8 +219,7 @@ def test_runs_without_results_have_a_page(call_main, gan_run, tmp_path):
     write_trial(tmp_path / "other", "one", {"lr": 0.1}, [make_row(1)])
     started = tmp_path / "gan"
     started.mkdir()
-    for name in ("params.json", "settings.json"):
-        shutil.copy(gan_run / name, started)
+    shutil.copy(gan_run / "settings.json", started)
     out = tmp_path / "report.html"
     runs = [tmp_path / "sweep", tmp_path / "other", started]
     done = call_main(report.main, *runs, "--out", out)

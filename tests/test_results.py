@@ -18,7 +18,8 @@ from fake_experiments import (
     TRIAL_NAMES,
     make_row,
     read_progress_csv,
-    write_state,
+    set_age,
+    write_settings,
     write_trial,
 )
 from fake_trials import make_trial, write_trials
@@ -61,7 +62,7 @@ def test_trials_table_has_settings_and_last_metrics(tiny):
     assert list(table["trial"]) == TRIAL_NAMES
     assert set(table["experiment"]) == {"tiny"}
     assert set(table["status"]) == {"finished"}
-    assert (set(table["failures"]), set(table["error"])) == ({0}, {""})
+    assert (set(table["resumes"]), set(table["error"])) == ({0}, {""})
     assert table.columns.is_unique
     for record in table.to_dict("records"):
         last = read_progress_csv(tiny / record["trial"])[-1]
@@ -106,7 +107,6 @@ def test_checkpoints_have_rows_that_result_json_lacks(tiny, tiny_copy, lines_lef
     trial, complete = read(tiny_copy)[FIRST], read(tiny)[FIRST]
     for metric in (*MEASURED, "sequences_per_second"):
         assert [r[metric] for r in trial.rows] == [r[metric] for r in complete.rows]
-    assert ["date" in r for r in trial.rows] == [epoch <= (lines_left or 0) for epoch in (1, 2)]
     assert trial.is_finished()
 
 
@@ -196,20 +196,6 @@ def test_corrupt_line_harms_no_other_line_that_ends_before_it(tmp_path, damage):
     assert [row["training_iteration"] for row in read(tmp_path)["a"].rows] == written
 
 
-@pytest.mark.parametrize("fraction", [0, 0.3, 0.9999])
-def test_truncated_snapshot_is_replaced_by_the_one_before(tmp_path, fraction):
-    for name in ("a", "b"):
-        write_trial(tmp_path, name, {}, [make_row(1)])
-    newest = write_state(tmp_path, {"a": "TERMINATED", "b": "TERMINATED"})
-    older = {"a": "TERMINATED", "b": "ERROR"}
-    before = write_state(tmp_path, older, stamp="2026-01-01_23-59-59")
-    assert [trial.status for trial in read_trials(str(tmp_path))] == ["finished", "finished"]
-    truncate(newest, fraction)
-    assert [trial.status for trial in read_trials(str(tmp_path))] == ["finished", "failed"]
-    truncate(before, fraction)
-    assert [trial.status for trial in read_trials(str(tmp_path))] == ["unknown", "unknown"]
-
-
 @pytest.mark.parametrize("content", ["", '{"epo', "{}", '{"epoch": 3}', "[1, 2]", "null", "7"])
 def test_unreadable_checkpoint_summary_harms_no_row(third_party_experiment, content):
     for path in third_party_experiment.glob("*/checkpoint_000000"):
@@ -218,46 +204,69 @@ def test_unreadable_checkpoint_summary_harms_no_row(third_party_experiment, cont
     assert [[row["info/step"] for row in trial.rows] for trial in trials] == [[10, 20, 30]] * 2
 
 
-def test_truncated_settings_are_read_from_the_snapshot(tmp_path):
-    truncate(write_trial(tmp_path, "a", {"lr": 0.1}, [make_row(1)]) / "params.json", 0.5)
-    write_state(tmp_path, {"a": "RUNNING"})
-    assert read(tmp_path)["a"].config == {"lr": 0.5}
+def test_settings_of_a_trial_are_those_of_its_sweep(tmp_path):
+    config = {"epochs": 2, "lr": 0.1}
+    truncate(write_trial(tmp_path, "a", config, [make_row(1)]) / "params.json", 0.5)
+    assert read(tmp_path)["a"].config == {}
+    write_settings(tmp_path, {"a": config})
+    assert read(tmp_path)["a"].config == config
 
 
 def test_trials_that_have_not_reported_are_rows_without_metrics(tmp_path):
     write_trial(tmp_path, "b", {"lr": 0.2}, None)
     assert len(trials_table(read_trials(str(tmp_path)))) == 1
     assert epochs_table(read_trials(str(tmp_path))).empty
-    write_trial(tmp_path, "a", {"lr": 0.1}, [make_row(1)])
-    write_state(tmp_path, {"a": "RUNNING", "b": "PENDING", "c": "PENDING"})
+    write_settings(tmp_path, {name: {"epochs": 2, "lr": 0.5} for name in ("a", "b", "c")})
+    write_trial(tmp_path, "a", {}, [make_row(1)])
     table = trials_table(read_trials(str(tmp_path)))
-    assert list(table["status"]) == ["running", "pending", "pending"]
-    assert list(table["lr"]) == [0.1, 0.2, 0.5]  # only the snapshot lists the last one
+    assert list(table["lr"]) == [0.5] * 3
     assert list(table["loss"].notna()) == [True, False, False]
     assert list(epochs_table(read_trials(str(tmp_path)))["trial"]) == ["a"]
 
 
 @pytest.mark.parametrize(
-    ("age", "expected"),
+    ("age", "started", "not_started"),
     [
-        (0, "running"),
-        (SILENCE_SECONDS - 20, "running"),
-        (SILENCE_SECONDS + 20, "interrupted"),
+        (0, "running", "pending"),
+        (SILENCE_SECONDS - 20, "running", "pending"),
+        (SILENCE_SECONDS + 20, "interrupted", "interrupted"),
     ],
 )
-def test_running_trial_of_a_silent_driver_is_interrupted(tmp_path, age, expected):
-    states = {"a": "RUNNING", "b": "TERMINATED", "c": "ERROR", "d": "PENDING", "e": "PAUSED"}
-    write_state(tmp_path, states, age=age)
-    assert {trial.name: trial.status for trial in read_trials(str(tmp_path))} == {
-        "a": expected,
-        "b": "finished",
-        "c": "failed",
-        "d": "pending",
-        "e": "pending",
-    }
+def test_status_of_a_trial_follows_from_its_rows_and_files(tmp_path, age, started, not_started):
+    config = {"epochs": 2, "stop_after_solved_epochs": None}
+    names = ("finished", "failed", "started", "waits for its turn to resume", "never started")
+    for name in names[:4]:
+        write_trial(
+            tmp_path, name, config, [make_row(n) for n in ((1, 2) if name == names[0] else (1,))]
+        )
+    (tmp_path / "failed" / "failure.txt").write_text("its process died")
+    write_settings(tmp_path, dict.fromkeys(names, config))
+    set_age(tmp_path, age)
+    set_age(tmp_path / names[3], age + 3600)  # before this command wrote the settings
+    trials = read(tmp_path)
+    assert [trials[name].status for name in names] == [
+        "finished", "failed", started, not_started, "pending",
+    ]  # fmt: skip
+    assert [trials[name].error for name in names] == ["", "its process died", "", "", ""]
 
 
-FAILURE = b"""Failure # %d (occurred at 2026-01-01_12-00-00)
+def test_run_with_long_epochs_is_silent_for_longer(tmp_path):
+    rows = [make_row(1, epoch_seconds=3600.0)]
+    write_trial(tmp_path, "a", {"epochs": 2}, rows)
+    write_settings(tmp_path, {"a": {"epochs": 2}})
+    for age, status in ((3 * 3600 - 60, "running"), (3 * 3600 + 60, "interrupted")):
+        set_age(tmp_path, age)
+        assert read(tmp_path)["a"].status == status
+
+
+def test_resumes_are_counted(tmp_path):
+    rows = [make_row(n, resumed_from_epoch=e) for n, e in ((1, 0), (2, 0), (3, 2), (4, 3))]
+    write_trial(tmp_path, "a", {}, rows)
+    (record,) = trials_table(read_trials(str(tmp_path))).to_dict("records")
+    assert record["resumes"] == 2
+
+
+TUNE_ERROR = b"""Failure # %d (occurred at 2026-01-01_12-00-00)
 \x1b[36mray::ImplicitFunc.train()\x1b[39m (pid=1, ip=127.0.0.1)
   File "train.py", line 7, in train
 RuntimeError: %s
@@ -265,32 +274,29 @@ RuntimeError: %s
 
 
 @pytest.mark.parametrize(
-    ("status", "content", "error"),
+    ("content", "status", "error"),
     [
-        ("ERROR", FAILURE % (1, b"first") + FAILURE % (2, b"second"), "RuntimeError: second"),
-        ("TERMINATED", FAILURE % (1, b"first"), ""),  # the trial was restarted and finished
-        ("ERROR", None, ""),
-        ("ERROR", b"\n", ""),
-        ("ERROR", b"caf\xe9", "caf\ufffd"),
+        (TUNE_ERROR % (1, b"a") + TUNE_ERROR % (2, b"b"), "failed", "RuntimeError: b"),
+        (None, "running", ""),
+        (b"\n", "failed", ""),
+        (b"caf\xe9", "failed", "caf\ufffd"),
     ],
 )
-def test_error_is_the_last_line_of_a_failed_trial(tmp_path, status, content, error):
+def test_failed_trial_of_another_project_has_an_error(tmp_path, content, status, error):
     trial = write_trial(tmp_path, "a", {}, [make_row(1)])
     if content is not None:
         (trial / "error.txt").write_bytes(content)
-    write_state(tmp_path, {"a": status})
     (record,) = trials_table(read_trials(str(tmp_path))).to_dict("records")
-    assert record["error"] == error
-    assert record["failures"] == (3 if status == "ERROR" else 0)
-    assert record["loss"] == 1.0
+    assert (record["status"], record["error"], record["loss"]) == (status, error, 1.0)
 
 
 # Other experiments, and runs of Ray Train
 
 
 def test_experiment_of_another_project_is_read(third_party_experiment):
+    set_age(third_party_experiment, SILENCE_SECONDS + 20)
     table = trials_table(read_trials(str(third_party_experiment)))
-    assert set(table["status"]) == {"unknown"}  # there is no snapshot
+    assert set(table["status"]) == {"ended"}  # whether it is finished is unknown
     assert list(table["loss"]) == [1 / 3, 1 / 3]
     assert table["score"].isna().all()
     assert list(table["optimizer/lr"]) == [0.1, 0.01]
@@ -306,17 +312,18 @@ def test_gan_run_is_read_as_one_trial(gan_run, tmp_path):
     assert [row["epoch"] for row in trial.rows] == [1, 2]
     run = shutil.copytree(gan_run, tmp_path / "run")
     shutil.rmtree(run / "checkpoint_2")
-    assert read_trials(str(run))[0].status == "unfinished"
-    (run / "error.txt").write_text("Traceback:\nRuntimeError: first")
+    assert read_trials(str(run))[0].status == "running"
+    set_age(run, SILENCE_SECONDS + 20)
+    assert read_trials(str(run))[0].status == "interrupted"
+    (run / "failure.txt").write_text("the losses of epoch 2 are not finite")
     (trial,) = read_trials(str(run))
-    assert (trial.status, trial.error) == ("failed", "RuntimeError: first")
+    assert (trial.status, trial.error) == ("failed", "the losses of epoch 2 are not finite")
 
 
-@pytest.mark.parametrize("content", ["{", "", "3"])
-def test_corrupt_settings_of_a_gan_run_are_an_error(tmp_path, content):
-    (tmp_path / "settings.json").write_text("[]")
-    (tmp_path / "params.json").write_text(content)
-    with pytest.raises(ResultsError, match=r"params\.json is corrupt"):
+@pytest.mark.parametrize("content", ["{", ""])
+def test_corrupt_settings_are_an_error(tmp_path, content):
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(ResultsError, match=r"settings\.json is corrupt"):
         read_trials(str(tmp_path))
 
 
@@ -365,13 +372,11 @@ def test_folder_of_runs_is_an_error_that_lists_them(tmp_path):
     for number in range(10):
         name = f"sweep-{number}"
         write_trial(tmp_path / name, "a", {}, [make_row(1)])
-        write_state(tmp_path / name, {"a": "TERMINATED"})
-    gan_run = tmp_path / "a gan"
-    gan_run.mkdir()
-    (gan_run / "settings.json").write_text("[]")
+        (tmp_path / name / "experiment_state-2026-01-02_00-00-00.json").touch()
+    write_trials(tmp_path / "a sweep", make_trial([0.5]))
     with pytest.raises(ResultsError) as raised:
         read_trials(str(tmp_path))
-    names = ", ".join(["a gan", *(f"sweep-{number}" for number in range(7))])
+    names = ", ".join(["a sweep", *(f"sweep-{number}" for number in range(7))])
     assert str(raised.value) == (
         f"{tmp_path}: a folder of 11 runs, choose from: {names} and 3 more"
     )

@@ -3,23 +3,22 @@
 import os
 import subprocess
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from jobs import storage, sweep
 from jobs.errors import UserError
-from jobs.grid import PRESETS
+from jobs.grid import PRESETS, trial_configs, trial_name
 
-CONFIG = [asdict(grid) for grid in PRESETS["quick"].grids]
+CONFIGS = {trial_name(config): config for config in trial_configs(*PRESETS["quick"].grids)}
 
 
 def create_run(path: Path, name: str = "sweep") -> storage.StorageDir:
     """Creates the folder of a run with the settings of the preset `quick`."""
     folder = storage.run_dir(str(path), name, fresh=False)
     folder.filesystem.create_dir(folder.path)
-    storage.acquire_run_dir(folder, CONFIG)
+    storage.acquire_run_dir(folder, "sweep", CONFIGS)
     return folder
 
 
@@ -38,11 +37,11 @@ def read_only(tmp_path) -> Iterator[Path]:
     ("flags", "difference"),
     [
         ("--preset quick --epochs 9", "epochs: 10 there, 9 here"),
+        ("--preset quick --seeds 0-3,7 --grad-clip 10", "grad_clip: none there, 10.0 here"),
         (
-            "--preset quick --seeds 0-3,7 --grad-clip 10",
-            "seeds: 0-1 there, 0-3,7 here, grad_clip: none there, 10.0 here",
+            "--preset figures",
+            "epochs: 10 there, 5 here, num_sequences: 20000 there, 100000 here",
         ),
-        ("--preset figures", "1 grid there, 2 here"),
     ],
 )
 def test_other_settings_under_the_same_name_are_refused(user_error_of, tmp_path, flags, difference):
@@ -51,19 +50,13 @@ def test_other_settings_under_the_same_name_are_refused(user_error_of, tmp_path,
     assert f"other settings ({difference})" in error
 
 
-def test_settings_of_another_version_are_refused(tmp_path):
+@pytest.mark.parametrize("content", [b"[{", b"[1]", b"1", b'{"gan": {}}'])
+def test_corrupt_settings_and_those_of_another_job_are_reported(tmp_path, content):
     folder = create_run(tmp_path)
-    storage.check_same_config(folder, CONFIG)
-    with pytest.raises(UserError, match="warmup: unknown there, 0 here"):
-        storage.check_same_config(folder, [CONFIG[0] | {"warmup": 0}])
-
-
-@pytest.mark.parametrize("content", [b"[{", b"[1]", b"1"])
-def test_corrupt_settings_are_reported(tmp_path, content):
-    folder = create_run(tmp_path)
+    assert storage.read_settings(folder, "sweep") == CONFIGS
     folder.write(storage.SETTINGS, content)
-    with pytest.raises(UserError, match=r"settings\.json is corrupt"):
-        storage.check_same_config(folder, CONFIG)
+    with pytest.raises(UserError, match=r"settings\.json is corrupt, or not of a sweep"):
+        storage.read_settings(folder, "sweep")
 
 
 @pytest.mark.parametrize("name", ["../../x", "a/b", "*", "~", ".", "..", "-x", ""])
@@ -84,13 +77,13 @@ def test_fresh_selects_a_new_folder_and_deletes_nothing(tmp_path):
 def test_run_dir_is_locked_until_the_process_ends(tmp_path):
     folder = create_run(tmp_path)
     with pytest.raises(UserError, match="already running in another process"):
-        storage.acquire_run_dir(folder, CONFIG)
+        storage.acquire_run_dir(folder, "sweep", CONFIGS)
 
 
 def test_storage_that_is_not_writable_is_refused(read_only):
     folder = storage.run_dir(str(read_only), "sweep", fresh=False)
     with pytest.raises(UserError, match=f"--storage: {folder.uri} is not writable"):
-        storage.acquire_run_dir(folder, CONFIG)
+        storage.acquire_run_dir(folder, "sweep", CONFIGS)
     with (
         pytest.raises(UserError, match=f"--storage: {read_only} is not writable"),
         storage.marker_file(folder),
@@ -101,7 +94,7 @@ def test_storage_that_is_not_writable_is_refused(read_only):
 def test_bucket_that_does_not_exist_is_refused(moto_server):
     folder = storage.run_dir("s3://nowhere/x", "sweep", fresh=False)
     with pytest.raises(UserError, match="--storage: s3://nowhere/x/sweep is not writable"):
-        storage.acquire_run_dir(folder, CONFIG)
+        storage.acquire_run_dir(folder, "sweep", CONFIGS)
 
 
 def test_marker_file_leaves_no_file_or_folder(tmp_path):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import clusters
 import pytest
+from fake_experiments import read_progress_csv
 from processes import (
     FORWARDED_MESSAGE,
     run_script,
@@ -25,6 +26,7 @@ from processes import (
     session_without_agents,
     wait_for,
 )
+from ray.tune import ExperimentAnalysis
 
 from analysis.results import Trial, read_trials
 from jobs import interrupt, storage, sweep
@@ -54,7 +56,7 @@ def trials_by_name(folder: Path) -> dict[str, Trial]:
 def metrics(folder: Path) -> dict[str, list[tuple]]:
     """Returns the metrics of each trial, epoch by epoch."""
     return {
-        name: [tuple(row[metric] for metric in METRICS) for row in trial.rows]
+        name: [tuple(row.get(metric) for metric in METRICS) for row in trial.rows]
         for name, trial in trials_by_name(folder).items()
     }
 
@@ -63,6 +65,14 @@ def history(trial: Path) -> list[dict]:
     """Returns the rows of a trial's latest valid checkpoint; empty without one."""
     latest, _ = storage.load_latest_checkpoint(storage.open_dir(str(trial)))
     return latest.history if latest else []
+
+
+def assert_each_epoch_is_written_once(folder: Path) -> None:
+    for trial in (LSTM, RNN):
+        lines = (folder / trial / "result.json").read_text().splitlines()
+        assert [json.loads(line)["epoch"] for line in lines] == list(range(1, EPOCHS + 1))
+        rows = read_progress_csv(folder / trial)
+        assert [int(row["epoch"]) for row in rows] == list(range(1, EPOCHS + 1))
 
 
 def latest_checkpoint(trial: Path) -> Path:
@@ -136,6 +146,7 @@ def test_resume_after_killed_trial_is_bit_identical(cluster, reference_run, tmp_
     assert f"{LSTM}: its process died; resuming from its latest checkpoint" in output
     assert not FORWARDED_MESSAGE.search(output)
     assert metrics(folder) == metrics(reference_run)
+    assert_each_epoch_is_written_once(folder)
     rows = trials_by_name(folder)[LSTM].rows
     resumed_from = rows[-1]["resumed_from_epoch"]
     assert 2 <= resumed_from < EPOCHS
@@ -172,9 +183,7 @@ def test_resume_after_killed_driver_is_bit_identical(cluster, reference_run, kil
     for name, epochs in epochs_before.items():
         if epochs < EPOCHS:
             assert trials[name].rows[-1]["resumed_from_epoch"] == epochs
-        # Tune's own file has every epoch, although the driver died before it wrote some.
-        lines = (killed / name / "result.json").read_text().splitlines()
-        assert {json.loads(line)["epoch"] for line in lines} == set(range(1, EPOCHS + 1))
+    assert_each_epoch_is_written_once(killed)
 
 
 def test_resume_from_corrupt_files_is_bit_identical(cluster, reference_run, killed):
@@ -189,6 +198,7 @@ def test_resume_from_corrupt_files_is_bit_identical(cluster, reference_run, kill
     (skipped,) = re.findall(f"{LSTM}: skipped corrupt checkpoints: (.*);", done.stdout)
     assert corrupt.name in skipped.split()  # the kill may have truncated another one
     assert metrics(killed) == metrics(reference_run)
+    assert_each_epoch_is_written_once(killed)
 
     # A finished trial without its last checkpoint repeats its last epoch. The corrupt checkpoints
     # in its earlier rows are not reported again.
@@ -232,6 +242,29 @@ def test_resume_on_the_same_cluster_keeps_folders_and_obeys_the_new_limit(cluste
     assert first_end < second_start
 
 
+def test_grown_sweep_is_bit_identical_to_one_that_had_all_trials(cluster, tmp_path):
+    small = [*ONE_TRIAL, "--epochs", 2]
+    large = [*ONE_TRIAL, "--epochs", 4, "--seeds", "0,1", "--lengths", "3,5", "--cells", "rnn,lstm"]
+    folders = [tmp_path / name / "sweep" for name in ("grown", "direct")]
+    for flags, folder in ((small, folders[0]), (large, folders[0]), (large, folders[1])):
+        done = cluster.run("jobs/sweep.py", *flags, "--storage", folder.parent)
+        assert done.returncode == 0, done.stdout + done.stderr
+    grown, direct = folders
+    assert len(metrics(grown)) == 8
+    assert metrics(grown) == metrics(direct)
+    first = trials_by_name(grown)["rnn-uniform-length003-seed0"]
+    assert [row["resumed_from_epoch"] for row in first.rows] == [0, 0, 2, 2]
+    assert json.loads((grown / first.name / "params.json").read_text())["epochs"] == 4
+
+    # A command trains its own trials only; Tune still lists the finished ones.
+    more = [*ONE_TRIAL, "--epochs", 4, "--seeds", 2]
+    done = cluster.run("jobs/sweep.py", *more, "--storage", grown.parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 of 1 trial done" in done.stdout
+    assert len(ExperimentAnalysis(str(grown)).dataframe()) == 9
+    assert {trial.status for trial in read_trials(str(grown))} == {"finished"}
+
+
 def test_permanent_failure_is_reported_and_the_other_trials_finish(cluster, tmp_path):
     flags = [*ONE_TRIAL, "--cells", "lstm,rnn", "--epochs", 1, "--storage", tmp_path]
     folder = tmp_path / "sweep"
@@ -247,8 +280,9 @@ def test_permanent_failure_is_reported_and_the_other_trials_finish(cluster, tmp_
     assert f"({failing}/error.txt)" in failure
     lstm, rnn = read_trials(str(folder))
     assert (lstm.status, rnn.status) == ("finished", "failed")
-    assert rnn.failures == 4  # the first attempt and three retries
     assert rnn.error in failure
+    attempts = (failing / "error.txt").read_text().count("Failure #")
+    assert attempts == 4  # the first one and three retries
 
     blocker.unlink()
     done = cluster.run("jobs/sweep.py", *flags)
@@ -338,14 +372,18 @@ def test_trials_run_with_any_python_path_and_working_directory(tmp_path):
     assert "1 of 1 trial done" in done.stdout
 
 
-def test_ctrl_c_ends_the_job_and_its_ray_with_exit_code_130(tmp_path):
+@pytest.mark.parametrize(("number", "code"), interrupt.EXIT_CODES.items())
+def test_signal_ends_the_job_and_its_ray(tmp_path, number, code):
     flags = [*ONE_TRIAL, "--epochs", 2000, "--storage", tmp_path]
     with running_script("jobs/sweep.py", *flags) as driver:
         wait_for(lambda: history(tmp_path / "sweep" / "rnn-uniform-length003-seed0"), driver)
-        os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to the driver and its children
+        if number == signal.SIGINT:  # as a terminal does: to the driver and its children
+            os.killpg(driver.pid, number)
+        else:
+            driver.send_signal(number)
         output, _ = driver.communicate(timeout=300)
         wait_for(lambda: not session_without_agents(driver.pid))
-    assert driver.returncode == 130, output
+    assert driver.returncode == code, output
     assert interrupt.INTERRUPT_MESSAGE in output
     assert "to resume: python" in output
     assert "Traceback" not in output

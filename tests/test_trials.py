@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from fake_experiments import make_row, write_state, write_trial
+from fake_experiments import make_row, write_settings, write_trial
 from fake_trials import make_trial, write_trials
 
 from analysis import trials
@@ -46,7 +46,7 @@ def test_table_has_a_line_per_trial_and_columns_that_vary(results, lines_of):
     header, *lines, count = lines_of(results)
     assert header.split() == ["trial", "status", "cell", "length", "seed", "epoch", "val_accuracy"]
     assert [line.split() for line in lines] == [
-        [t.name, "unknown", t.config["cell"], str(t.config["length"]), str(t.config["seed"]), "2",
+        [t.name, "finished", t.config["cell"], str(t.config["length"]), str(t.config["seed"]), "2",
          str(accuracy)]
         for t, accuracy in zip(FAKES, ACCURACIES, strict=True)
     ]  # fmt: skip
@@ -143,8 +143,9 @@ def test_experiments_are_joined_in_one_table(results, third_party_experiment, li
 
 
 def test_trials_without_metrics_are_shown_with_empty_cells(tmp_path, lines_of):
-    write_trial(tmp_path, "a", {"lr": 0.1}, [make_row(1)])
-    write_state(tmp_path, {"a": "RUNNING", "b": "PENDING"})
+    configs = {name: {"epochs": 2, "lr": lr} for name, lr in (("a", 0.1), ("b", 0.5))}
+    write_settings(tmp_path, configs)
+    write_trial(tmp_path, "a", configs["a"], [make_row(1)])
     header, first, second, count = lines_of(tmp_path)
     assert header.split() == ["trial", "status", "lr", "loss"]
     assert first.split() == ["a", "running", "0.1", "1"]

@@ -1,6 +1,7 @@
 """What jobs/sweep.py derives from checkpoints and Tune's events, without Ray."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,17 +12,28 @@ from jobs.tuning import Progress
 from models import checkpoint
 
 
-def test_failed_trials_are_reported_unless_the_sweep_is_interrupted(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("outcome", "failures"),
+    [
+        (KeyboardInterrupt(), []),
+        (OSError("no\nspace"), ["the sweep stopped: OSError: no"]),
+        (
+            [
+                SimpleNamespace(error=ValueError("first\nbad"), path="/failed"),
+                SimpleNamespace(error=None, path="/finished"),
+            ],
+            ["bad (/failed/error.txt)"],
+        ),
+    ],
+)
+def test_permanent_failures_are_reported_in_one_line_each(outcome, failures):
     class FakeTuner:
         def fit(self) -> list[SimpleNamespace]:
-            return [
-                SimpleNamespace(error=ValueError("first\nbad"), path=str(tmp_path / "failed")),
-                SimpleNamespace(error=None, path=str(tmp_path / "finished")),
-            ]
+            if isinstance(outcome, list):
+                return outcome
+            raise outcome
 
-    assert sweep.run_trials(FakeTuner()) == [f"bad ({tmp_path}/failed/error.txt)"]
-    monkeypatch.setattr(interrupt.interrupted, "is_set", lambda: True)
-    assert sweep.run_trials(FakeTuner()) == []
+    assert sweep.run_trials(FakeTuner()) == failures
 
 
 # Finished trials
@@ -69,9 +81,10 @@ CONFIGS = {
 }
 
 
-def make_progress(finished: tuple[str, ...] = ()) -> Progress:
+def make_progress(path: Path, finished: tuple[str, ...] = ()) -> Progress:
     """Returns the progress of CONFIGS; the work of an epoch is the sequence length."""
-    return Progress(CONFIGS, lambda config: config["length"], finished)
+    folder, resources = storage.open_dir(str(path)), {"cpu": 1.0, "gpu": 0.0}
+    return Progress(folder, CONFIGS, lambda config: config["length"], finished, resources)
 
 
 class FakeTrial(SimpleNamespace):
@@ -85,8 +98,8 @@ def report(progress: Progress, name: str, epoch: int, seconds: float, **row: obj
     progress.on_trial_result(0, [], FakeTrial(name=name), row)
 
 
-def test_time_left_is_the_remaining_work_at_the_pace_of_each_cell():
-    progress = make_progress()
+def test_time_left_is_the_remaining_work_at_the_pace_of_each_cell(tmp_path):
+    progress = make_progress(tmp_path)
     assert progress._seconds_left(running=2) is None
     report(progress, "long", epoch=1, seconds=10)  # 0.5 s per digit
     # lstm: 3 epochs of 20 digits and 4 of 10. rnn: 2 of 10, at the pace of the lstm for now.
@@ -95,8 +108,8 @@ def test_time_left_is_the_remaining_work_at_the_pace_of_each_cell():
     assert progress._seconds_left(running=1) == (3 * 20 + 4 * 10) * 0.5 + 10 * 0.1
 
 
-def test_trial_stopped_early_leaves_no_work():
-    progress = make_progress(finished=("short", "other"))
+def test_trial_stopped_early_leaves_no_work(tmp_path):
+    progress = make_progress(tmp_path, finished=("short", "other"))
     report(progress, "long", epoch=1, seconds=10)
     assert progress._seconds_left(running=1) == 30
     progress.on_trial_complete(0, [], FakeTrial(name="long"))
@@ -105,11 +118,13 @@ def test_trial_stopped_early_leaves_no_work():
 
 
 def test_progress_line_counts_done_running_and_failed_trials(capsys, tmp_path):
-    progress = make_progress(finished=("short",))
+    progress = make_progress(tmp_path, finished=("short",))
     report(progress, "long", epoch=4, seconds=1)
     error_file = tmp_path / "error.txt"
     error_file.write_text("Failure # 1 (at noon)\nbad\nFailure # 2 (later)\n\nOSError: full\n")
+    (tmp_path / "other").mkdir()
     progress.on_trial_error(0, [], FakeTrial(name="other", error_file=str(error_file)))
+    assert (tmp_path / "other" / storage.FAILURE).read_text() == "OSError: full"
     assert capsys.readouterr().out == "other: failed permanently: OSError: full\n"
     progress.on_step_end(0, [FakeTrial(name="other", status="RUNNING")])
     line = capsys.readouterr().out
@@ -130,16 +145,34 @@ def test_progress_line_counts_done_running_and_failed_trials(capsys, tmp_path):
 def test_failure_of_a_trial_is_reported_in_one_line(capsys, tmp_path, text, message):
     error_file = tmp_path / "error.txt"
     error_file.write_text(f"Failure # 1 (at noon)\n{text}\n")
-    make_progress().on_trial_recover(0, [], FakeTrial(name="long", error_file=str(error_file)))
+    make_progress(tmp_path).on_trial_recover(
+        0, [], FakeTrial(name="long", error_file=str(error_file))
+    )
     (line,) = capsys.readouterr().out.splitlines()
     assert message in line
     assert "advice" not in line
 
 
-def test_corrupt_checkpoints_are_reported_once(capsys):
-    progress = make_progress()
+def test_corrupt_checkpoints_are_reported_once(capsys, tmp_path):
+    progress = make_progress(tmp_path)
     for epoch in (3, 4):
         row = {"corrupt_checkpoints": "checkpoint_000002", "resumed_from_epoch": 2}
         report(progress, "long", epoch, 1, **row)
     (line,) = capsys.readouterr().out.splitlines()
     assert line == "long: skipped corrupt checkpoints: checkpoint_000002; resuming from epoch 2"
+
+
+def test_trials_that_the_command_does_not_ask_for_are_not_counted(tmp_path, capsys):
+    progress = make_progress(tmp_path, finished=("long",))
+    for name in ("long", "of an earlier command"):
+        report(progress, name, epoch=4, seconds=1)
+        progress.on_trial_complete(0, [], FakeTrial(name=name))
+    progress.latest = "-"
+    assert progress._status(running=1).startswith("1/3 done")
+    assert capsys.readouterr().out == ""
+
+
+def test_interrupted_sweep_ends_although_ray_swallowed_the_interrupt(tmp_path, monkeypatch):
+    monkeypatch.setattr(interrupt.interrupted, "is_set", lambda: True)
+    with pytest.raises(KeyboardInterrupt):
+        make_progress(tmp_path).on_step_end(0, [])

@@ -1,0 +1,122 @@
+"""What the jobs need of Ray that has no public name. A test fails by name when Ray moves it."""
+
+import fcntl
+import json
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train.torch import TorchConfig
+from ray.tune.experiment import Trial
+
+from jobs.storage import StorageDir
+
+SIOCGIFADDR = 0x8915  # Linux: get the address of a network interface
+
+# How long Ray Train waits for the workers of a group before it tries a smaller one. Without it,
+# an elastic run that lost a node waits for half a minute at each attempt.
+WORKER_GROUP_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+
+CHECKPOINT_INDEX = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints
+
+
+def remove_stale_checkpoint_index(folder: StorageDir) -> None:
+    """Removes Ray Train's list of checkpoints if it is truncated or names a missing checkpoint.
+
+    Without this, Ray Train would not start in the folder of a run that was killed. The workers read
+    the folder itself; Ray then never deletes the checkpoints of the removed list.
+    """
+    if CHECKPOINT_INDEX not in folder.names():
+        return
+    try:
+        results = json.loads(folder.read(CHECKPOINT_INDEX))["checkpoint_results"]
+        names = {result["checkpoint_dir_name"] for result in results}
+        stale = not names <= set(folder.names())
+    except (ValueError, KeyError, TypeError):
+        stale = True
+    if stale:
+        folder.delete(CHECKPOINT_INDEX)
+
+
+class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]  # known only at run time
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        worker_group.execute(_set_gloo_interface)
+        super().on_start(worker_group, backend_config)
+
+
+@dataclass
+class RayInterfaceTorchConfig(TorchConfig):
+    """TorchConfig whose gloo uses the network interface of Ray.
+
+    By default gloo uses the address that the host's name resolves to on the host. That is not
+    reachable from other hosts where /etc/hosts says 127.0.1.1, as on Debian: workers on several
+    hosts would wait for each other. An environment variable for all workers does not do: the
+    interface may have another name on each host.
+    """
+
+    @property
+    def backend_cls(self) -> type[_Backend]:
+        return _Backend
+
+
+def _set_gloo_interface() -> None:
+    """Leaves the choice to gloo if no interface has Ray's address, e.g. behind a NAT."""
+    address = ray.util.get_node_ip_address()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode())
+            try:
+                response = fcntl.ioctl(any_socket, SIOCGIFADDR, request)
+            except OSError:  # the interface has no address
+                continue
+            if socket.inet_ntoa(response[20:24]) == address:
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def trial_error(trial: Trial) -> str:
+    """Returns the last error of a trial in one line, from the file that Tune writes on this host.
+
+    Without it, a restart is reported without its reason: Tune's public results have it only after
+    the end of the sweep.
+    """
+    text = Path(trial.error_file).read_text() if trial.error_file else "unknown error"
+    last = text.rpartition("Failure # ")[2].strip()
+    if "OutOfMemoryError" in last:  # by Ray's memory monitor
+        return "killed: the node ran out of memory (lower --max-concurrent or --num-sequences)"
+    # The second if Ray does not notice the death within a second, or cannot reach the host.
+    died = any(message in last for message in ("The actor died", "ActorUnavailableError"))
+    return "its process died" if died else last.splitlines()[-1]
+
+
+def local_address() -> str:
+    """Returns the address that a Ray on this host has left, empty without one.
+
+    Without it, a job waits for two minutes if that Ray was killed.
+    """
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    try:
+        return Path(folder, "ray", "ray_current_cluster").read_text().strip()
+    except OSError:
+        return ""
+
+
+def autoscaler_command() -> list[str] | None:
+    """Returns the command line of this cluster's autoscaler, None if none is visible here.
+
+    It names the configuration. Without it, a job cannot say at its start that no node that the
+    cluster can launch is large enough, and does not use GPUs that are still to be launched.
+    """
+    gcs_address = ray.get_runtime_context().gcs_address
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = process.read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue  # the process has ended
+        is_autoscaler = any(w.endswith("monitor.py") and "/autoscaler/" in w for w in command)
+        if is_autoscaler and f"--gcs-address={gcs_address}" in command:
+            return command
+    return None

@@ -1,0 +1,126 @@
+"""The installed Ray has the private names in jobs/ray_internals.py and tests/ray_private.py.
+
+The autoscaler's command line is found in test_autoscaling.py.
+"""
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import clusters
+import processes
+import pytest
+import ray
+import ray_private
+
+from jobs import ray_internals
+
+pytestmark = pytest.mark.ray
+
+# A trial and a worker save their own title, session and environment. Two more trials fail.
+RUN_BOTH = """
+import contextlib, os, sys, tempfile
+from pathlib import Path
+from ray import train, tune
+from jobs.ray_internals import RayInterfaceTorchConfig, trial_error
+from ray.train.torch import TorchTrainer
+
+def save(config):
+    title = Path("/proc/self/cmdline").read_text()
+    interface = os.environ.get("GLOO_SOCKET_IFNAME")
+    Path("FOLDER", config["name"]).write_text(json.dumps([title, os.getsid(0), interface]))
+    if config["name"] == "raises":
+        raise ValueError("first line\\nlast line")
+    if config["name"] == "dies":
+        os._exit(1)
+
+def save_checkpoint(config):
+    save(config)
+    with tempfile.TemporaryDirectory() as local:
+        train.report({}, checkpoint=train.Checkpoint.from_directory(local))
+
+class Errors(tune.Callback):
+    def on_trial_error(self, iteration, trials, trial, **info):
+        Path("FOLDER", trial.config["name"] + "-error").write_text(trial_error(trial))
+
+with contextlib.redirect_stdout(sys.stderr):
+    tune.Tuner(
+        save,
+        param_space={"name": tune.grid_search(["trial", "raises", "dies"])},
+        run_config=tune.RunConfig(
+            storage_path="FOLDER", name="tune", verbose=0, callbacks=[Errors()]
+        ),
+    ).fit()
+    TorchTrainer(
+        save_checkpoint,
+        train_loop_config={"name": "worker"},
+        torch_config=RayInterfaceTorchConfig(backend="gloo"),
+        scaling_config=train.ScalingConfig(num_workers=1),
+        run_config=train.RunConfig(storage_path="FOLDER", name="train"),
+    ).fit()
+print("null")
+"""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> Iterator[SimpleNamespace]:
+    """What the trials and the worker of RUN_BOTH saved, and the titles of all processes."""
+    folder = tmp_path_factory.mktemp("found")
+    with clusters.started() as cluster:
+        environment = cluster.environment | {"PYTHONPATH": str(processes.REPO)}
+        cluster = clusters.Cluster(cluster.address, environment)
+        cluster.evaluate(RUN_BOTH.replace("FOLDER", str(folder)))
+        trial, _, _ = json.loads((folder / "trial").read_text())
+        worker, session, interface = json.loads((folder / "worker").read_text())
+        pids = processes.session_pids(session)
+        everything = [Path(f"/proc/{pid}/cmdline").read_text() for pid in pids]
+        titles = {"trial": [trial], "worker": [worker], "cluster": everything}
+        yield SimpleNamespace(cluster=cluster, folder=folder, titles=titles, interface=interface)
+
+
+@pytest.mark.parametrize(
+    ("process", "name"),
+    [
+        ("trial", ray_private.TRIAL),
+        ("worker", ray_private.TRAIN_WORKER),
+        *(("cluster", name) for name in ray_private.AGENTS),
+    ],
+)
+def test_ray_names_the_process(found, process, name):
+    assert any(title.startswith(name) for title in found.titles[process]), found.titles[process]
+
+
+def test_gloo_uses_the_interface_of_ray(found):
+    assert found.interface in [name for _, name in socket.if_nameindex()]
+
+
+def test_ray_train_lists_its_checkpoints_in_a_file(found):
+    index = json.loads((found.folder / "train" / ray_internals.CHECKPOINT_INDEX).read_text())
+    (result,) = index["checkpoint_results"]
+    assert (found.folder / "train" / result["checkpoint_dir_name"]).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("trial", "error"), [("raises", "last line"), ("dies", "its process died")]
+)
+def test_tune_writes_the_errors_of_a_trial(found, trial, error):
+    assert (found.folder / f"{trial}-error").read_text() == error
+
+
+def test_exceptions_that_end_a_trial_have_their_names():
+    assert "OutOfMemoryError" in repr(ray.exceptions.OutOfMemoryError("killed"))
+    assert "ActorUnavailableError" in repr(ray.exceptions.ActorUnavailableError("x", b"0" * 16))
+
+
+def test_ray_train_reads_the_limit_of_a_worker_groups_start():
+    sources = Path(ray.__file__).parent.glob("train/v2/**/*.py")
+    name = f'"{ray_internals.WORKER_GROUP_START_TIMEOUT}"'
+    assert any(name in source.read_text() for source in sources)
+
+
+def test_ray_leaves_its_address_for_drivers_on_its_host(found):
+    code = "from jobs.ray_internals import local_address; print(json.dumps(local_address()))"
+    _, _, port = found.cluster.evaluate(code).partition(":")
+    assert port == found.cluster.address.partition(":")[2]
