@@ -33,6 +33,7 @@ from jobs.ray_internals import (
     RayInterfaceTorchConfig,
     remove_stale_checkpoint_index,
 )
+from jobs.resources import describe_workers, resolve_worker_group
 from jobs.storage import FAILURE
 from jobs.training import Progress, load_checkpoint_on_all_ranks, run_training
 from models import checkpoint, distributed, gan, gan_metrics, image_data
@@ -137,6 +138,8 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
 
     latest, corrupt = load_checkpoint_on_all_ranks(folder, rank, device)
     history = latest.history if latest else []
+    if rank == 0:
+        storage.write_rows(folder, history)  # tells the driver that the workers have started
     if latest:
         model.load_state_dict(latest.state)
     else:
@@ -315,7 +318,7 @@ def main() -> int:
     done, failures = epochs_done(folder, config), []
     if done < config.epochs:
         logs = cluster.connect(launch.address)
-        workers, resources = cluster.resolve_worker_group(
+        workers, resources = resolve_worker_group(
             workers, launch.cpus_per_worker, launch.gpus_per_worker
         )
         check_batch_covers_workers(workers[1], config)
@@ -324,7 +327,7 @@ def main() -> int:
         storage.clear_failure(folder)
         remove_stale_checkpoint_index(folder)
         print(f"{pluralize(config.epochs, 'epoch')}, {done} of them done")
-        print(cluster.describe_workers(workers, resources))
+        print(describe_workers(workers, resources))
         print(f"results: {folder.uri}")
         print(f"logs: {logs}", flush=True)
         progress = Progress(folder, config.epochs, resources)

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import ray
 from ray.train.torch import TorchConfig
 from ray.tune.experiment import Trial
 
+from jobs.errors import UserError
 from jobs.storage import StorageDir
 
 SIOCGIFADDR = 0x8915  # Linux: get the address of a network interface
@@ -92,16 +94,55 @@ def trial_error(trial: Trial) -> str:
     return "its process died" if died else last.splitlines()[-1]
 
 
-def local_address() -> str:
-    """Returns the address that a Ray on this host has left, empty without one.
+def authenticate(address: str) -> None:
+    """Turns token authentication on if the cluster at HOST:PORT requires it.
 
-    Without it, a job waits for two minutes if that Ray was killed.
+    Ray does so only for a cluster that it finds itself. Without this, a driver with an explicit
+    address prints twenty lines of Ray's log, then cannot connect.
+
+    Raises:
+        UserError: this host has no token, or another one than the cluster.
+    """
+    if _accepts(address, {}):
+        return
+    advice = "copy ~/.ray/auth_token from its head to this host"
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    try:
+        token = os.environ.get("RAY_AUTH_TOKEN") or file.read_text().strip()
+    except OSError:
+        raise UserError(f"the cluster at {address} requires a token: {advice}") from None
+    if not _accepts(address, {"authorization": f"Bearer {token}"}):
+        where = "RAY_AUTH_TOKEN" if "RAY_AUTH_TOKEN" in os.environ else file
+        raise UserError(f"{where} is not the token of the cluster at {address}: {advice}")
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        os.environ["RAY_AUTH_MODE"] = "token"
+        ray._raylet.Config.initialize("")  # Ray has read the variable when it was imported
+
+
+def _accepts(address: str, metadata: dict[str, str]) -> bool:
+    """Returns False if a Ray at HOST:PORT refuses a request without another token."""
+    with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
+        request = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
+        try:
+            request(b"", metadata=[*metadata.items()], timeout=10)
+        except grpc.RpcError as error:  # others are reported when Ray connects
+            return error.code() is not grpc.StatusCode.UNAUTHENTICATED
+    return True
+
+
+def local_address() -> tuple[str, str]:
+    """Returns the address that a Ray on this host has left, and its user if it is another one.
+
+    Without the address, a job waits for two minutes if that Ray was killed. Without the user, it
+    ends with a traceback or aborts, because it cannot write to that Ray's temporary folder.
     """
     folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    file = Path(folder, "ray", "ray_current_cluster")
     try:
-        return Path(folder, "ray", "ray_current_cluster").read_text().strip()
+        user = "" if file.stat().st_uid == os.getuid() else file.owner()
+        return file.read_text().strip(), user
     except OSError:
-        return ""
+        return "", ""
 
 
 def autoscaler_command() -> list[str] | None:

@@ -224,6 +224,13 @@ def write_rows(folder: StorageDir, history: list[dict[str, Any]]) -> None:
     folder.write("progress.csv", table.getvalue().encode())
 
 
+def has_started(folder: StorageDir) -> bool:
+    """Returns whether a run's workers have written its rows since this command's settings."""
+    paths = [f"{folder.path}/{name}" for name in (SETTINGS, "result.json")]
+    settings, rows = folder.filesystem.get_file_info(paths)
+    return rows.mtime is not None and rows.mtime >= settings.mtime
+
+
 KEPT_CHECKPOINT = "checkpoint_resumed"
 
 

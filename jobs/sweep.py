@@ -42,6 +42,7 @@ from jobs.grid import (
     trial_configs,
     trial_name,
 )
+from jobs.resources import DEFAULT_GPU_FRACTION, describe_capacity, resolve_trial_resources
 from models import checkpoint, gradient_flow, palindromes, recurrent
 from models.rng import make_rng
 
@@ -50,7 +51,7 @@ from models.rng import make_rng
 class SweepLaunchArgs(cli.LaunchArgs):
     cpus_per_trial: int = arg(1, "CPUs and compute threads of a trial")
     gpus_per_trial: str = arg(
-        "auto", f"GPUs of a trial (auto: {cluster.DEFAULT_GPU_FRACTION}, without GPUs 0)", "X|auto"
+        "auto", f"GPUs of a trial (auto: {DEFAULT_GPU_FRACTION}, without GPUs 0)", "X|auto"
     )
     max_concurrent: int | None = arg(None, "concurrent trials (as many as fit)")
 
@@ -307,12 +308,12 @@ def main() -> int:
     done = finished & trials.keys()
     if len(done) < len(trials):
         logs = cluster.connect(launch.address)
-        resources = cluster.resolve_trial_resources(launch.cpus_per_trial, launch.gpus_per_trial)
+        resources = resolve_trial_resources(launch.cpus_per_trial, launch.gpus_per_trial)
         cluster.check_storage(folder)
         storage.acquire_run_dir(folder, "sweep", existing | trials)
         print(f"{pluralize(len(trials), 'trial')}, {len(done)} of them done:")
         print("\n".join(f"  {describe(grid)}" for grid in grids))
-        print(cluster.describe_capacity(resources, launch.max_concurrent))
+        print(describe_capacity(resources, launch.max_concurrent))
         print(f"results: {folder.uri}")
         print(f"logs: {logs}", flush=True)
         progress = tuning.Progress(folder, trials, epoch_cost, done, resources)

@@ -11,10 +11,10 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer
 
-from jobs.cluster import describe_start
 from jobs.formatting import format_duration
 from jobs.progress import StatusLine
-from jobs.storage import FAILURE, StorageDir, load_latest_checkpoint
+from jobs.resources import describe_start
+from jobs.storage import FAILURE, StorageDir, has_started, load_latest_checkpoint
 from models import checkpoint
 
 
@@ -71,7 +71,10 @@ class Progress:
 
     def _status(self) -> str:
         if not self.rows:
-            return describe_start(time.monotonic() - self.start, self.resources, "worker")
+            seconds = time.monotonic() - self.start
+            if has_started(self.folder):
+                return f"first epoch: {format_duration(seconds)} since the start"
+            return describe_start(seconds, self.resources, "worker")
         row, recent = self.rows[-1], self.rows[-10:]
         pace = sum(r["epoch_seconds"] for r in recent) / len(recent)
         return (

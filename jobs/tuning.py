@@ -9,10 +9,10 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from jobs import interrupt
-from jobs.cluster import describe_start
 from jobs.formatting import format_duration
 from jobs.progress import StatusLine
 from jobs.ray_internals import trial_error
+from jobs.resources import describe_start
 from jobs.storage import FAILURE, StorageDir
 
 Config = dict[str, Any]

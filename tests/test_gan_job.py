@@ -366,3 +366,15 @@ def test_checkpoint_with_other_shapes_is_refused(user_error_of, other_run):
     flags = ["--storage", other_run.parent, "--name", "run", "--betas", "0.9,0.999"]
     line = user_error_of(job.main, *flags)
     assert f"{other_run.uri}/checkpoint_1: not a checkpoint of this GAN" in line
+
+
+def test_status_tells_waiting_from_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "describe_start", lambda *_: "waiting")
+    folder = storage.open_dir(str(tmp_path))
+    storage.write_rows(folder, [{"epoch": 1, "epoch_end_time": 1.0}])  # of an earlier command
+    os.utime(tmp_path / "result.json", (0, 0))
+    storage.acquire_run_dir(folder, "gan", {})
+    progress = training.Progress(folder, epochs=3, resources=RESOURCES)
+    assert progress._status() == "waiting"
+    storage.write_rows(folder, [{"epoch": 1, "epoch_end_time": 1.0}])  # by rank 0, as it starts
+    assert progress._status().startswith("first epoch: 0 s")

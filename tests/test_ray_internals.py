@@ -5,6 +5,8 @@ The autoscaler's command line is found in test_autoscaling.py.
 
 import json
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,5 +124,51 @@ def test_ray_train_reads_the_limit_of_a_worker_groups_start():
 
 def test_ray_leaves_its_address_for_drivers_on_its_host(found):
     code = "from jobs.ray_internals import local_address; print(json.dumps(local_address()))"
-    _, _, port = found.cluster.evaluate(code).partition(":")
-    assert port == found.cluster.address.partition(":")[2]
+    address, other_user = found.cluster.evaluate(code)
+    assert address.partition(":")[2] == found.cluster.address.partition(":")[2]
+    assert other_user == ""
+
+
+CONNECT = """
+import sys
+from jobs import cluster
+from jobs.cli import run_main
+
+def main():
+    print(cluster.connect(sys.argv[1]))
+    assert cluster.ray.get(cluster.ray.remote(lambda: 7).remote()) == 7
+    return 0
+
+run_main(main)
+"""
+TOKEN = "{token}"
+
+
+@pytest.mark.parametrize(
+    ("variables", "file", "message"),
+    [
+        ({"RAY_AUTH_TOKEN": TOKEN}, "", ""),
+        ({}, TOKEN, ""),
+        ({"RAY_AUTH_MODE": "disabled"}, TOKEN, ""),
+        ({}, "", "requires a token: copy ~/.ray/auth_token from its head to this host"),
+        ({}, "0" * 64, "auth_token is not the token of the cluster at"),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}, TOKEN, "RAY_AUTH_TOKEN is not"),
+    ],
+)
+def test_token_is_used_where_the_cluster_requires_it(found, tmp_path, variables, file, message):
+    environment = {**found.cluster.environment, "HOME": str(tmp_path)}
+    token = environment.pop("RAY_AUTH_TOKEN")
+    del environment["RAY_AUTH_MODE"]
+    environment |= {name: value.format(token=token) for name, value in variables.items()}
+    if file:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text(file.format(token=token))
+    command = [sys.executable, "-c", CONNECT, found.cluster.address]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    if message:
+        (line,) = done.stderr.splitlines()
+        assert message in line
+        assert (done.returncode, done.stdout) == (2, "")
+    else:
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.endswith("/logs\n")

@@ -265,6 +265,28 @@ def test_grown_sweep_is_bit_identical_to_one_that_had_all_trials(cluster, tmp_pa
     assert {trial.status for trial in read_trials(str(grown))} == {"finished"}
 
 
+def test_sweep_says_what_it_waits_for(cluster, tmp_path):
+    occupy = "ray.get(ray.remote(num_cpus=2)(lambda: 0).remote())\n"
+    occupy += "ray.remote(num_cpus=2)(lambda: time.sleep(600)).remote()\n"
+    connect = f"import ray, time; ray.init({cluster.address!r}, logging_level='ERROR')\n"
+    wait = "while ray.available_resources().get('CPU'): time.sleep(0.1)\n"
+    code = connect + occupy + wait + "print('occupied', flush=True); time.sleep(600)"
+    command = [sys.executable, "-c", code]
+    flags = [*ONE_TRIAL, "--epochs", 1, "--storage", tmp_path]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=cluster.environment, stdout=pipe, text=True) as other_job:
+        assert other_job.stdout.readline() == "occupied\n"
+        with cluster.running("jobs/sweep.py", *flags) as driver:
+            waiting = next(line for line in driver.stdout if "free:" in line)
+            other_job.kill()
+            output, _ = driver.communicate(timeout=300)
+    assert waiting.startswith("starting for ")
+    assert waiting.endswith(
+        "each trial needs 1 CPU and 0 GPUs; free: 0 of 2 CPUs and 0 of 0 GPUs\n"
+    )
+    assert "1 of 1 trial done" in output
+
+
 def test_permanent_failure_is_reported_and_the_other_trials_finish(cluster, tmp_path):
     flags = [*ONE_TRIAL, "--cells", "lstm,rnn", "--epochs", 1, "--storage", tmp_path]
     folder = tmp_path / "sweep"
