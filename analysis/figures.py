@@ -1,12 +1,15 @@
 """The style of every figure, and how it is saved together with its data."""
 
+import os
+import sys
+
+if "matplotlib" not in sys.modules:  # in a notebook it is, and shows figures there
+    os.environ["MPLBACKEND"] = "agg"  # files only; the user's backend may not be installed
+
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only: no display is needed
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
@@ -35,6 +38,7 @@ CELL_STYLES: dict[str, dict[str, Any]] = {
 INIT_LINESTYLES = dict(zip(INIT_NAMES, cycle(LINESTYLES), strict=False))
 HEATMAP_CMAP = "cividis"  # perceptually uniform, also in grayscale and for colorblind readers
 
+plt.rcdefaults()  # without the user's matplotlibrc
 plt.rcParams.update(
     {
         "figure.dpi": 120,

@@ -37,6 +37,7 @@ SEED_JITTER, GROUP_JITTER = 0.024, 0.02
 
 OUTCOME_COLORS = {
     "solved": "#009E73", "collapsed": "#D55E00", "partial": "#E6C229", "at_chance": "#999999",
+    "diverged": "#332288",
 }  # fmt: skip
 
 
@@ -213,7 +214,8 @@ def plot_drops(table: pd.DataFrame, out: Path) -> Path:
         xlim=(0, 1.05 * max(1, drops["accuracy_drops_per_100"].max())),
     )
     edge = np.zeros(len(drops))
-    for name in OUTCOMES:
+    outcomes = [name for name in OUTCOMES if name in drops]
+    for name in outcomes:
         label, color = name.replace("_", " "), OUTCOME_COLORS[name]
         right.barh(positions, drops[name], left=edge, color=color, label=label)
         edge += drops[name]
@@ -222,8 +224,8 @@ def plot_drops(table: pd.DataFrame, out: Path) -> Path:
     right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4)
     lines = " ".join(
         f"{label}: drops {row['accuracy_drops']} in {row['epochs']} epochs, "
-        f"{row['solved']} solved, {row['collapsed']} collapsed, {row['partial']} partial, "
-        f"{row['at_chance']} at chance."
+        + ", ".join(f"{row[name]} {name.replace('_', ' ')}" for name in outcomes)
+        + "."
         for label, (_, row) in zip(labels, drops.iterrows(), strict=True)
     )
     return save(

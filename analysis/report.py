@@ -126,13 +126,16 @@ def learning_curves(trial: Trial) -> dict[str, Any]:
     charts = [[name for name in names if name in rows] for names in CHARTS]
     charts = [names for names in charts if names]
     columns = {
-        name: [None if not math.isfinite(v) else float(f"{v:.4g}") for v in rows[name]]
+        name: [
+            None if not math.isfinite(v) else float(f"{v:.4g}")
+            for v in pd.to_numeric(rows[name], errors="coerce")  # other projects report text, too
+        ]
         for names in charts
         for name in names
     }
     charts = [names for names in charts if any(v is not None for n in names for v in columns[n])]
     return {
-        "epochs": list(rows.get("epoch", [])),
+        "epochs": [row.get("epoch", row["training_iteration"]) for row in trial.rows],
         "charts": charts,
         "columns": columns,
     }
@@ -186,7 +189,7 @@ def status_line(trials: list[Trial]) -> str:
 
 
 def failures(trials: list[Trial]) -> str:
-    errors = {trial.name: trial.error or "unknown error" for trial in trials
+    errors = {trial.name: trial.failure or "unknown error" for trial in trials
               if trial.status == "failed"}  # fmt: skip
     return f"<h3>Failures</h3>{definition_list(errors)}" if errors else ""
 

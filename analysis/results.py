@@ -43,7 +43,7 @@ class Trial:
     status: str  # finished, failed, running, pending or interrupted; of another project, ended
     config: dict[str, Any]
     rows: list[dict[str, Any]]  # metrics, one row for each iteration, in order
-    error: str  # why it failed permanently
+    failure: str  # why it failed permanently
     folder: "ResultsDir" = field(repr=False)
 
     def latest_checkpoint(self) -> checkpoint.Checkpoint | None:
@@ -103,6 +103,8 @@ def open_results(results: str) -> ResultsDir:
     """
     if "://" not in results:
         results = os.path.abspath(os.path.expanduser(results))
+    if results.startswith(("gs://", "gcs://")) and "?" not in results:
+        results += "?retry_limit_seconds=5"  # without credentials, 15 minutes
     try:
         filesystem, path = fs.FileSystem.from_uri(results)
         entries = filesystem.get_file_info(
@@ -189,26 +191,30 @@ def read_finished(
 
 def epochs_table(trials: list[Trial]) -> pd.DataFrame:
     """Returns one row for each epoch of each trial: its settings and metrics."""
-    return pd.DataFrame(
-        [
-            {"experiment": t.experiment, "trial": t.name, "status": t.status, **t.config, **row}
-            for t in trials
-            for row in t.rows
-        ]
-    )
+    return pd.DataFrame([_table_row(trial, row) for trial in trials for row in trial.rows])
 
 
 def trials_table(trials: list[Trial]) -> pd.DataFrame:
     """Returns one row for each trial: its settings, its last metrics, and its interruptions."""
     return pd.DataFrame(
         [
-            {"experiment": t.experiment, "trial": t.name, "status": t.status}
-            | t.config
-            | (t.rows[-1] if t.rows else {})
-            | {"resumes": t.resumes(), "error": t.error}
+            _table_row(t, t.rows[-1] if t.rows else {})
+            | {"resumes": t.resumes(), "failure": t.failure}
             for t in trials
         ]
     )
+
+
+def _table_row(trial: Trial, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Returns the columns of a trial and of one of its rows.
+
+    A metric that another project calls like a setting, or like a column of these tables, gets a
+    prefix.
+    """
+    row = {"experiment": trial.experiment, "trial": trial.name, "status": trial.status}
+    row |= trial.config
+    taken = {*row, "resumes", "failure"}
+    return row | {f"reported/{n}" if n in taken else n: v for n, v in metrics.items()}
 
 
 def _find_runs(folder: ResultsDir) -> list[str]:
@@ -251,7 +257,7 @@ def _read_trial(run: ResultsDir, name: str, config: dict[str, Any] | None) -> Tr
     trial.status = _status(trial, run) if of_suite else _status_of_other(trial, run)
     if trial.status == "failed":
         lines = folder.read(FAILURE if of_suite else ERROR).decode(errors="replace").strip()
-        trial.error = lines.rpartition("\n")[2]
+        trial.failure = lines.rpartition("\n")[2]
     return trial
 
 

@@ -8,13 +8,13 @@ import pandas as pd
 from analysis.figures import CELL_LABELS
 from analysis.results import CONFIG_COLUMNS, Trial, trials_table
 from models.palindromes import num_train
-from models.recurrent import NUM_CLASSES
+from models.recurrent import NUM_CLASSES, has_diverged
 
 CHANCE_ACCURACY = 1 / NUM_CLASSES
 SOLVED_THRESHOLD = 0.99  # validation accuracy from which on a length counts as solved
 DROP_THRESHOLD = 0.05  # an accuracy drop lowers validation accuracy by more, within an epoch
 SHARP_DROP_THRESHOLD = 0.2  # a sharp drop, the report's term
-OUTCOMES = ("solved", "collapsed", "partial", "at_chance")
+OUTCOMES = ("solved", "collapsed", "partial", "at_chance", "diverged")
 GROUP_COLUMNS = ["cell", "init", "variant"]
 
 EffectiveLengths = dict[tuple[str, str], int | None]  # by cell and initialization; None: unknown
@@ -85,7 +85,7 @@ def _outcome_row(trial: Trial) -> dict[str, object]:
     first_solved = next(at_99, len(accuracies))
     return {
         **{name: trial.config[name] for name in (*GROUP_COLUMNS, "length", "seed")},
-        "outcome": outcome(accuracies),
+        "outcome": "diverged" if has_diverged(trial.rows[-1]) else outcome(accuracies),
         "val_accuracy": accuracies[-1],
         "best_val_accuracy": max(accuracies),
         "epochs": len(accuracies),
@@ -171,7 +171,8 @@ def drops_table(table: pd.DataFrame) -> pd.DataFrame:
     columns = ["epochs", "accuracy_drops", "epochs_after_99", "accuracy_drops_after_99"]
     sums = table.groupby(GROUP_COLUMNS)[columns].sum()
     counts = table.groupby([*GROUP_COLUMNS, "outcome"]).size().unstack(fill_value=0)
-    drops = counts.reindex(columns=list(OUTCOMES), fill_value=0).join(sums)
+    outcomes = [name for name in OUTCOMES if name != "diverged" or name in counts]
+    drops = counts.reindex(columns=outcomes, fill_value=0).join(sums)
     drops["accuracy_drops_per_100"] = 100 * drops["accuracy_drops"] / drops["epochs"]
     return drops.reset_index()
 

@@ -14,6 +14,7 @@ if __name__ == "__main__":
 import argparse
 import shutil
 import sys
+from typing import Any
 
 import pandas as pd
 
@@ -75,9 +76,14 @@ def main() -> int:
     table = epochs_table(trials) if args.epochs else trials_table(trials)
     table = select_view(table, args)
     if args.csv:
-        # A gzip file without a time stamp: the same table gives the same file.
         target = sys.stdout if args.csv == "-" else args.csv
-        table.to_csv(target, index=False, compression={"method": "infer", "mtime": 0})
+        # A gzip file without a time stamp: the same table gives the same file.
+        is_gzip = args.csv.endswith(".gz") and not args.csv.endswith(".tar.gz")
+        compression: Any = {"method": "gzip", "mtime": 0} if is_gzip else "infer"
+        try:
+            table.to_csv(target, index=False, compression=compression)
+        except ImportError as error:  # .zst needs a package
+            raise ResultsError(f"--csv {args.csv}: {error}") from None
         return 0
     view = table
     if sys.stdout.isatty() and not args.columns:

@@ -178,7 +178,7 @@ def shell_command(script: str, arguments: list[str]) -> str:
 
 def _under_ray_submit() -> bool:
     """Returns whether `ray submit` runs this script: it copies scripts to the home directory."""
-    return Path(sys.argv[0]).parent == Path.home()
+    return str(Path(sys.argv[0]).parent) == os.path.expanduser("~")
 
 
 def print_summary(

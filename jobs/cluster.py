@@ -80,8 +80,10 @@ def connect(address: str | None) -> str:
     except (OSError, RuntimeError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if "AF_UNIX path length" in reason:
+            variable = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
             raise UserError(
-                f"RAY_TMPDIR: too long for the paths of Ray's sockets: {reason}"
+                f"{variable}: too long for the paths of Ray's sockets (set RAY_TMPDIR to a short "
+                f"one): {reason}"
             ) from None
         raise UserError(
             f"{where}: {reason} (Is the cluster running? If it uses token authentication, "

@@ -106,7 +106,7 @@ def authenticate(address: str) -> None:
     if _accepts(address, {}):
         return
     advice = "copy ~/.ray/auth_token from its head to this host"
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    file = Path(os.path.expanduser(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token"))
     try:
         token = os.environ.get("RAY_AUTH_TOKEN") or file.read_text().strip()
     except OSError:

@@ -60,22 +60,22 @@ class StorageDir:
 
     @property
     def parent(self) -> str:
-        return (self._base_uri.rpartition("/")[0] or "/") + self._options
+        return (self._base_uri.rpartition("/")[0] or "/") + self.options
 
     @property
     def is_local(self) -> bool:
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
     def subdir(self, name: str) -> "StorageDir":
-        uri = f"{self._base_uri.rstrip('/')}/{name}{self._options}"
+        uri = f"{self._base_uri.rstrip('/')}/{name}{self.options}"
         return StorageDir(uri, self.filesystem, f"{self.path}/{name}")
 
     @property
     def _base_uri(self) -> str:
-        return self.uri.removesuffix(self._options)
+        return self.uri.removesuffix(self.options)
 
     @property
-    def _options(self) -> str:
+    def options(self) -> str:
         """The query of a URI, such as ?endpoint_override=… for a server that is not AWS."""
         _, mark, options = self.uri.partition("?")
         return "" if self.is_local else mark + options
@@ -88,7 +88,10 @@ def open_dir(storage: str) -> StorageDir:
         UserError: the URI is invalid or its storage cannot be reached.
     """
     if "://" not in storage:
-        storage = os.path.abspath(os.path.expanduser(storage))
+        expanded = os.path.expanduser(storage)
+        if expanded.startswith("~"):  # a container with an arbitrary user
+            raise UserError(f"--storage {storage}: there is no such home directory: give a path")
+        storage = os.path.abspath(expanded)
     try:
         filesystem, path = fs.FileSystem.from_uri(storage)
     except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
@@ -108,6 +111,8 @@ def run_dir(storage: str, name: str, fresh: bool) -> StorageDir:
     parent = open_dir(storage)
     folder, count = parent.subdir(name), 1
     try:
+        if storage.startswith(("gs://", "gcs://")) and not parent.options:
+            open_dir(f"{storage}?retry_limit_seconds=5").names()  # 15 min without credentials
         while folder.names() and fresh:
             count += 1
             folder = parent.subdir(f"{name}-{count}")
@@ -149,8 +154,8 @@ def acquire_run_dir(folder: StorageDir, job: str, settings: dict[str, Any]) -> N
         UserError: the folder is not writable, or another process holds the lock.
     """
     try:
-        folder.filesystem.create_dir(folder.path)
-        if folder.is_local:
+        if folder.is_local:  # a store of objects has no folders
+            folder.filesystem.create_dir(folder.path)
             _lock(folder)
         folder.write(SETTINGS, json.dumps({job: settings}, indent=2).encode())
     except OSError as error:
@@ -202,7 +207,8 @@ def load_latest_checkpoint(
 
 def start_trial(folder: StorageDir, config: dict[str, Any]) -> None:
     """Creates the folder of a trial with its settings, as Tune's readers expect them."""
-    folder.filesystem.create_dir(folder.path)
+    if folder.is_local:
+        folder.filesystem.create_dir(folder.path)
     folder.write("params.json", json.dumps(config, indent=2).encode())
     clear_failure(folder)
 
@@ -242,7 +248,8 @@ def keep_checkpoint(folder: StorageDir, name: str) -> None:
     if name == KEPT_CHECKPOINT:
         return
     kept = folder.subdir(KEPT_CHECKPOINT)
-    kept.filesystem.create_dir(kept.path)
+    if kept.is_local:
+        kept.filesystem.create_dir(kept.path)
     for file in ("state.pt", "checkpoint.json"):
         kept.write(file, folder.read(f"{name}/{file}"))
 
@@ -257,4 +264,6 @@ def _lock(folder: StorageDir) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(f"{folder.uri}: already running in another process") from None
+    except OSError as error:  # Lustre without flock, NFS without a lock server
+        print(f"no locks on this file system ({error.strerror}): start no run twice at a time")
     _locks.append(file)

@@ -260,16 +260,18 @@ def epoch_cost(config: dict[str, Any]) -> float:
     return config["num_sequences"] * config["length"]
 
 
-def finished_trials(folder: storage.StorageDir, trials: Trials) -> set[str]:
-    """Returns the names of the trials whose latest valid checkpoint is their last."""
+def finished_trials(folder: storage.StorageDir, trials: Trials) -> dict[str, dict[str, Any]]:
+    """Returns the last row of each trial whose latest valid checkpoint is its last."""
 
-    def has_finished(name: str) -> bool:
+    def last_row(name: str) -> dict[str, Any] | None:
         latest, _ = storage.load_latest_checkpoint(folder.subdir(name))
-        return latest is not None and is_finished(latest.history, trials[name])
+        if latest is None or not is_finished(latest.history, trials[name]):
+            return None
+        return latest.history[-1]
 
     with ThreadPoolExecutor() as threads:  # storage behind a URI has a high latency
-        flags = threads.map(has_finished, trials)
-        return {name for name, finished in zip(trials, flags, strict=True) if finished}
+        rows = zip(trials, threads.map(last_row, trials), strict=True)
+        return {name: row for name, row in rows if row is not None}
 
 
 def parse_args() -> tuple[tuple[GridConfig, ...], SweepLaunchArgs]:
@@ -304,13 +306,14 @@ def main() -> int:
     conflict = growth_conflict(existing, trials)
     if conflict:
         storage.refuse_settings(folder, conflict)
-    finished, failures = finished_trials(folder, existing | trials), []
-    done = finished & trials.keys()
+    known, failures = existing | trials, []
+    finished = finished_trials(folder, known)
+    done = {name: row for name, row in finished.items() if name in trials}
     if len(done) < len(trials):
         logs = cluster.connect(launch.address)
         resources = resolve_trial_resources(launch.cpus_per_trial, launch.gpus_per_trial)
         cluster.check_storage(folder)
-        storage.acquire_run_dir(folder, "sweep", existing | trials)
+        storage.acquire_run_dir(folder, "sweep", known)
         print(f"{pluralize(len(trials), 'trial')}, {len(done)} of them done:")
         print("\n".join(f"  {describe(grid)}" for grid in grids))
         print(describe_capacity(resources, launch.max_concurrent))
@@ -318,9 +321,7 @@ def main() -> int:
         print(f"logs: {logs}", flush=True)
         progress = tuning.Progress(folder, trials, epoch_cost, done, resources)
         # Tune's files then describe all trials that ran, also those of earlier commands.
-        listed = {
-            name: c for name, c in (existing | trials).items() if name in trials or name in finished
-        }
+        listed = {n: config for n, config in known.items() if n in trials or n in finished}
         failures = run_trials(make_tuner(folder, listed, launch, resources, progress))
         try:
             done = finished_trials(folder, trials)
@@ -329,6 +330,9 @@ def main() -> int:
         unfinished = len(trials) - len(done)
         if unfinished and not failures and not interrupt.interrupted.is_set():
             failures.append(f"{pluralize(unfinished, 'trial')}, whose errors could not be stored")
+    diverged = [name for name, row in done.items() if recurrent.has_diverged(row)]
+    if diverged:
+        print(f"diverged: {', '.join(diverged)}: try a lower --lr, under a new --name")
     uses_recipe = any(
         grid.stop_after_solved_epochs or grid.variants != GridConfig().variants for grid in grids
     )

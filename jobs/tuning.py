@@ -14,6 +14,7 @@ from jobs.progress import StatusLine
 from jobs.ray_internals import trial_error
 from jobs.resources import describe_start
 from jobs.storage import FAILURE, StorageDir
+from models.recurrent import has_diverged
 
 Config = dict[str, Any]
 
@@ -68,6 +69,8 @@ class Progress(tune.Callback):
             work + self.work[name],
         ]
         self.latest = f"{name} epoch {result['epoch']} val {result['val_accuracy']:.1%}"
+        if has_diverged(result):
+            self.line.print_line(f"{name}: diverged in epoch {result['epoch']}")
         corrupt = result["corrupt_checkpoints"]
         if corrupt and (name, corrupt) not in self.reported:
             self.reported.add((name, corrupt))

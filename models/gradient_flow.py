@@ -7,6 +7,8 @@ Where the gradient of the loss with respect to the hidden state vanishes over th
 nothing can be learned from the digits read there (Hochreiter 1991, Bengio et al. 1994).
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -57,10 +59,16 @@ def forget_gate_quantiles(network: RecurrentNetwork, data: Sequences) -> Tensor 
 
 
 def spectral_radii(network: RecurrentNetwork) -> list[float]:
-    """Returns the largest absolute eigenvalue of each recurrent matrix: one for each gate."""
+    """Returns the largest absolute eigenvalue of each recurrent matrix: one for each gate.
+
+    NaN if training has diverged: LAPACK crashes on a matrix that is not finite.
+    """
     cell = network.cell
     matrices = cell.weight_hh.detach().cpu().split(cell.hidden_size)
-    return [torch.linalg.eigvals(matrix).abs().max().item() for matrix in matrices]
+    return [
+        torch.linalg.eigvals(matrix).abs().max().item() if matrix.isfinite().all() else math.nan
+        for matrix in matrices
+    ]
 
 
 def probe(network: RecurrentNetwork, data: Sequences) -> dict[str, list[float]]:

@@ -286,17 +286,22 @@ def lr_multiplier(step: int, total_steps: int, warmup_steps: int, lr_schedule: s
 
 
 def should_stop(history: list[dict[str, Any]], epochs: int, solved_epochs: int | None) -> bool:
-    """Returns whether training is over: after `epochs`, or by early stopping.
+    """Returns whether training is over: after `epochs`, by early stopping, or because it diverged.
 
     Args:
-        history: one row of metrics for each completed epoch, with its val_accuracy.
+        history: one row of metrics for each completed epoch, with its val_accuracy and losses.
         solved_epochs: stop after this many epochs in a row at SOLVED_ACCURACY, or None: never.
     """
-    if len(history) >= epochs:
+    if len(history) >= epochs or (history and has_diverged(history[-1])):
         return True
     if solved_epochs is None or len(history) < solved_epochs:
         return False
     return all(row["val_accuracy"] >= SOLVED_ACCURACY for row in history[-solved_epochs:])
+
+
+def has_diverged(row: dict[str, Any]) -> bool:
+    """Returns whether a loss of an epoch is not finite: further training would not change that."""
+    return not math.isfinite(row.get("train_loss", 0) + row.get("val_loss", 0))
 
 
 def train_epoch(

@@ -37,7 +37,7 @@ def make_trial(
         | {column: values[n] for column, values in columns.items()}
         for n, accuracy in enumerate(accuracies)
     ]
-    return Trial("fake", name, "finished", config, rows, error="", folder=NO_FILES)
+    return Trial("fake", name, "finished", config, rows, failure="", folder=NO_FILES)
 
 
 def write_trials(folder: Path, *trials: Trial) -> Path:

@@ -1,8 +1,12 @@
 import math
+import os
+import subprocess
+import sys
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from PIL import Image
+from processes import REPO
 
 from analysis import figures
 from models.recurrent import CELLS, INIT_NAMES
@@ -69,3 +73,29 @@ def test_large_heat_map_has_few_ticks_and_no_numbers():
         assert 10 <= len(ticks) <= 20
         assert [int(label.get_text()) for label in labels] == [first + t for t in ticks]
     plt.close(figure)
+
+
+DRAW = """
+import sys
+import pandas as pd
+from pathlib import Path
+from analysis import figures
+figure = figures.heat_map(pd.DataFrame([[0.0, 0.5]], index=[3]), "a", "b", "c", "d")
+figures.save(figure, pd.DataFrame(), Path(sys.argv[1]), "name", "text")
+"""
+SETTINGS = "font.size: 40\naxes.facecolor: red\ntext.usetex: True\nbackend: pdf\n"
+
+
+def test_matplotlib_settings_of_the_user_change_no_pixel(tmp_path):
+    (tmp_path / "matplotlibrc").write_text(SETTINGS)
+    hostile = {
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # exported by notebooks
+        "MATPLOTLIBRC": str(tmp_path / "matplotlibrc"),
+    }
+    images = []
+    for name, variables in (("plain", {}), ("hostile", hostile)):
+        environment = {**os.environ, **variables, "PYTHONPATH": str(REPO)}
+        command = [sys.executable, "-c", DRAW, str(tmp_path / name)]
+        subprocess.run(command, env=environment, check=True)
+        images.append((tmp_path / name / "name.png").read_bytes())
+    assert images[0] == images[1]

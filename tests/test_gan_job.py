@@ -215,7 +215,7 @@ def test_non_finite_losses_end_the_run_with_a_reason(tmp_path, data, ray_cluster
     assert f"failed: {reason}" in done.stdout
     (run,) = read_trials(str(tmp_path / "gan-report"))
     assert run.status == "failed"
-    assert run.error.startswith(reason)
+    assert run.failure.startswith(reason)
 
 
 @pytest.mark.ray

@@ -1,6 +1,7 @@
 """The learner of a trial (jobs/sweep.py), without Ray: each optimizer and cell trains, resumes."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -44,3 +45,13 @@ def test_optimizer_trains_and_resumes_bit_identically(cell, optimizer):
     resumed = sweep.Learner(config, steps, CPU)
     resumed.load_state_dict(state)
     assert train(resumed, range(3, 6)) == rows[2:]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_diverging_training_is_probed_and_stops(cell):
+    """Eigenvalues of a matrix that is not finite end the process in LAPACK."""
+    config = make_config(cells=(cell,), lr=1e38)
+    (row,) = train(sweep.Learner(config, 3200 // config["batch_size"], CPU), range(1, 2))
+    assert math.isnan(row["train_loss"])
+    assert all(map(math.isnan, row["spectral_radii"]))
+    assert sweep.is_finished([row], config)

@@ -166,6 +166,13 @@ def test_training_stops_after_its_epochs_or_enough_solved_ones(accuracies, solve
     assert should_stop(history, 5, solved_epochs) is expected
 
 
+@pytest.mark.parametrize("losses", [(math.nan, 1.0), (1.0, math.nan), (math.inf, 1.0)])
+def test_training_stops_when_it_has_diverged(losses):
+    row = dict(zip(("train_loss", "val_loss"), losses, strict=True)) | {"val_accuracy": 0.1}
+    assert should_stop([row], 5, None)
+    assert not should_stop([{**row, "train_loss": 1.0, "val_loss": 1.0}], 5, None)
+
+
 def test_train_epoch_matches_a_plain_training_loop():
     data = palindromes(0, 6, 400).train
     perm = torch.randperm(len(data), generator=make_rng("perm"))

@@ -4,6 +4,7 @@ import base64
 import io
 import itertools
 import json
+import math
 import re
 import shutil
 import sys
@@ -227,6 +228,21 @@ def test_runs_without_results_have_a_page(call_main, gan_run, tmp_path):
     text = out.read_text()
     assert "<p>No finished trial yet: no figures.</p>" in text
     assert f"<p>{started}: no valid checkpoint yet</p>" in text
+
+
+def test_runs_of_other_projects_have_a_page(call_main, third_party_experiment, tmp_path):
+    rows = [
+        {"training_iteration": 1, "val_accuracy": "n/a", "train_loss": math.nan, "error": 0.5},
+        {"training_iteration": 2, "val_accuracy": 0.5, "train_loss": math.inf, "note": "text"},
+    ]
+    write_trial(third_party_experiment, "odd", {"lr": 0.1}, rows)
+    out = tmp_path / "report.html"
+    done = call_main(report.main, third_party_experiment, "--out", out)
+    assert (done.returncode, done.stderr) == (0, "")
+    (trial,) = (t for t in read_trials(str(third_party_experiment)) if t.name == "odd")
+    curves = report.learning_curves(trial)
+    assert curves["epochs"] == [1, 2]
+    assert curves["columns"]["val_accuracy"] == [None, 0.5]
 
 
 def test_variants_are_separate_groups(tmp_path):

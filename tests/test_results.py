@@ -62,7 +62,7 @@ def test_trials_table_has_settings_and_last_metrics(tiny):
     assert list(table["trial"]) == TRIAL_NAMES
     assert set(table["experiment"]) == {"tiny"}
     assert set(table["status"]) == {"finished"}
-    assert (set(table["resumes"]), set(table["error"])) == ({0}, {""})
+    assert (set(table["resumes"]), set(table["failure"])) == ({0}, {""})
     assert table.columns.is_unique
     for record in table.to_dict("records"):
         last = read_progress_csv(tiny / record["trial"])[-1]
@@ -247,7 +247,7 @@ def test_status_of_a_trial_follows_from_its_rows_and_files(tmp_path, age, starte
     assert [trials[name].status for name in names] == [
         "finished", "failed", started, not_started, "pending",
     ]  # fmt: skip
-    assert [trials[name].error for name in names] == ["", "its process died", "", "", ""]
+    assert [trials[name].failure for name in names] == ["", "its process died", "", "", ""]
 
 
 def test_run_with_long_epochs_is_silent_for_longer(tmp_path):
@@ -287,7 +287,7 @@ def test_failed_trial_of_another_project_has_an_error(tmp_path, content, status,
     if content is not None:
         (trial / "error.txt").write_bytes(content)
     (record,) = trials_table(read_trials(str(tmp_path))).to_dict("records")
-    assert (record["status"], record["error"], record["loss"]) == (status, error, 1.0)
+    assert (record["status"], record["failure"], record["loss"]) == (status, error, 1.0)
 
 
 # Other experiments, and runs of Ray Train
@@ -306,6 +306,23 @@ def test_experiment_of_another_project_is_read(third_party_experiment):
     assert len(epochs_table(read_trials(str(third_party_experiment)))) == 6
 
 
+def test_metric_named_like_a_column_keeps_its_values(tmp_path):
+    rows = [make_row(1, error=0.25, status="ok", lr=0.01)]
+    write_trial(tmp_path, "a", {"lr": 0.1}, rows)
+    (record,) = trials_table(read_trials(str(tmp_path))).to_dict("records")
+    assert (record["error"], record["reported/status"], record["status"]) == (0.25, "ok", "running")
+    assert (record["lr"], record["reported/lr"]) == (0.1, 0.01)
+
+
+def test_clock_of_the_storage_matters_only_for_unfinished_trials(tmp_path):
+    config = {"epochs": 1}
+    write_trial(tmp_path, "a", config, [make_row(1)])
+    write_settings(tmp_path, {"a": config})
+    for seconds in (-86400, 86400):  # a day ahead, a day behind
+        set_age(tmp_path, seconds)
+        assert read(tmp_path)["a"].status == "finished"
+
+
 def test_gan_run_is_read_as_one_trial(gan_run, tmp_path):
     (trial,) = read_trials(str(gan_run))
     assert (trial.name, trial.status, trial.config["latent_dim"]) == ("small-gan", "finished", 100)
@@ -317,7 +334,7 @@ def test_gan_run_is_read_as_one_trial(gan_run, tmp_path):
     assert read_trials(str(run))[0].status == "interrupted"
     (run / "failure.txt").write_text("the losses of epoch 2 are not finite")
     (trial,) = read_trials(str(run))
-    assert (trial.status, trial.error) == ("failed", "the losses of epoch 2 are not finite")
+    assert (trial.status, trial.failure) == ("failed", "the losses of epoch 2 are not finite")
 
 
 @pytest.mark.parametrize("content", ["{", ""])

@@ -1,5 +1,6 @@
 """jobs/storage.py: the folder of a run, its name, settings and lock, on a disk or in a bucket."""
 
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
@@ -116,3 +117,22 @@ def test_options_of_a_uri_stay_at_its_end(parent, options):
     assert folder.uri == f"{parent}/sweep{options}"
     assert (folder.name, folder.parent) == ("sweep", parent + options)
     assert folder.path == f"{parent}/sweep".removeprefix("s3://")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, capsys, number):
+    """As Lustre without flock and NFS without a lock server."""
+
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(storage.fcntl, "flock", flock)
+    create_run(tmp_path)
+    assert capsys.readouterr().out.startswith("no locks on this file system")
+
+
+def test_user_without_a_home_directory_must_give_a_path(monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 123456)  # not in /etc/passwd
+    with pytest.raises(UserError, match="--storage ~/ray_results: there is no such home"):
+        storage.run_dir("~/ray_results", "sweep", fresh=False)

@@ -287,6 +287,18 @@ def test_sweep_says_what_it_waits_for(cluster, tmp_path):
     assert "1 of 1 trial done" in output
 
 
+def test_diverged_trial_is_reported_and_not_retried(cluster, tmp_path):
+    flags = [*ONE_TRIAL, "--epochs", 5, "--lr", "1e38", "--probe", "--storage", tmp_path]
+    name = "rnn-uniform-length003-seed0"
+    for summary in (f"{name}: diverged in epoch 1\n", "1 of 1 trial done"):  # the second is done
+        done = cluster.run("jobs/sweep.py", *flags)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert summary in done.stdout
+        assert f"diverged: {name}: try a lower --lr" in done.stdout
+    (trial,) = read_trials(str(tmp_path / "sweep"))
+    assert (trial.status, len(trial.rows)) == ("finished", 1)
+
+
 def test_permanent_failure_is_reported_and_the_other_trials_finish(cluster, tmp_path):
     flags = [*ONE_TRIAL, "--cells", "lstm,rnn", "--epochs", 1, "--storage", tmp_path]
     folder = tmp_path / "sweep"
@@ -302,7 +314,7 @@ def test_permanent_failure_is_reported_and_the_other_trials_finish(cluster, tmp_
     assert f"({failing}/error.txt)" in failure
     lstm, rnn = read_trials(str(folder))
     assert (lstm.status, rnn.status) == ("finished", "failed")
-    assert rnn.error in failure
+    assert rnn.failure in failure
     attempts = (failing / "error.txt").read_text().count("Failure #")
     assert attempts == 4  # the first one and three retries
 

@@ -63,5 +63,5 @@ def test_terminal_output_names_the_columns_that_do_not_fit(tmp_path, monkeypatch
     assert count == "1 of 1 trials"
     assert (
         hidden
-        == "hidden to fit the width (--columns all shows them): first, second, resumes, error"
+        == "hidden to fit the width (--columns all shows them): first, second, resumes, failure"
     )

@@ -1,3 +1,5 @@
+import math
+
 import pandas as pd
 import pytest
 from fake_trials import BATCH_SIZE, STEPS, make_trial
@@ -165,3 +167,12 @@ def test_gradients_are_taken_at_the_longest_length_of_all_groups():
         ["rnn", "last epoch", 1, 0.3, None],
     ]
     assert trial_metrics.gradients_table(trials[-1:]).empty
+
+
+def test_diverged_trials_are_an_outcome():
+    trials = [make_trial([0.1], train_loss=[math.nan]), make_trial([0.1] * 4, seed=1)]
+    assert trials[0].is_finished()
+    table = trial_metrics.outcomes_table(trials)
+    assert list(table["outcome"]) == ["diverged", "at_chance"]
+    assert list(trial_metrics.drops_table(table)["diverged"]) == [1]
+    assert "diverged" not in trial_metrics.drops_table(table[1:])

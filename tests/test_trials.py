@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import itertools
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -131,6 +132,23 @@ def test_gzip_csv_is_the_same_file_each_time(results, lines_of, tmp_path):
 def test_csv_obeys_the_other_flags(results, lines_of):
     flags = ["--query", "cell == 'rnn'", "--sort", "seed", "--columns", "seed,length"]
     assert lines_of(results, *flags, "--csv", "-") == ["seed,length", "0,3", "0,5", "1,3", "1,5"]
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zip", "bz2", "xz", "tar.gz"])
+def test_csv_may_be_compressed(results, lines_of, tmp_path, suffix):
+    file = tmp_path / f"epochs.csv.{suffix}"
+    lines_of(results, "--epochs", "--csv", file)
+    assert len(pd.read_csv(file)) == 16
+
+
+def test_compression_that_needs_another_package_is_refused(
+    results, call_main, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    monkeypatch.setitem(sys.modules, "compression", None)
+    done = call_main(trials.main, results, "--csv", tmp_path / "epochs.csv.zst")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_experiments_are_joined_in_one_table(results, third_party_experiment, lines_of):

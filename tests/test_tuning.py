@@ -57,7 +57,9 @@ def test_trial_is_finished_by_early_stopping_or_its_last_epoch(
     path.mkdir(parents=True)
     checkpoint.save(path, {}, [{"val_accuracy": accuracy} for accuracy in accuracies])
     folder = storage.open_dir(str(tmp_path))
-    assert sweep.finished_trials(folder, {"trial": config}) == ({"trial"} if finished else set())
+    assert sweep.finished_trials(folder, {"trial": config}).keys() == (
+        {"trial"} if finished else set()
+    )
 
 
 def test_trial_with_a_corrupt_last_checkpoint_is_not_finished(tmp_path):
@@ -67,9 +69,9 @@ def test_trial_with_a_corrupt_last_checkpoint_is_not_finished(tmp_path):
         path.mkdir(parents=True)
         checkpoint.save(path, {}, [{"val_accuracy": 0.5}] * epochs)
     folder = storage.open_dir(str(tmp_path))
-    assert sweep.finished_trials(folder, {"trial": config}) == {"trial"}
+    assert sweep.finished_trials(folder, {"trial": config}) == {"trial": {"val_accuracy": 0.5}}
     (path / "state.pt").unlink()
-    assert sweep.finished_trials(folder, {"trial": config}) == set()
+    assert sweep.finished_trials(folder, {"trial": config}) == {}
 
 
 # Progress
