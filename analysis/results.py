@@ -131,7 +131,7 @@ def read_trials(results: str) -> list[Trial]:
         )
     if "gan" in settings:
         return [_read_trial(folder, "", settings["gan"])]
-    configs = settings.get("sweep", {})
+    configs = settings["sweep"]["trials"] if "sweep" in settings else {}
     trial_dirs = {
         path.split("/")[0] for path in folder.files if re.fullmatch(r"[^/]+/params.json", path)
     }

@@ -1,6 +1,7 @@
 """The jobs. Importing any of them makes Ray, which is imported later, log less."""
 
 import os
+import tempfile
 
 # Messages of Ray that a user cannot act on, or that the job itself reports in one line.
 RAY_LOG_ENV = {
@@ -13,5 +14,7 @@ RAY_LOG_ENV = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a traceback for each retry
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
+if os.path.expanduser("~") == "~":  # the user has none, as in containers with arbitrary users
+    os.environ["HOME"] = tempfile.gettempdir()  # read when Ray is imported
 os.environ |= RAY_LOG_ENV | os.environ  # what the user has set stays
 os.environ["RAY_TRAIN_V2_ENABLED"] = "1"  # read when Ray is imported; jobs/gan.py needs Train V2

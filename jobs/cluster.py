@@ -92,6 +92,8 @@ def connect(address: str | None) -> str:
     except SystemExit:  # SIGTERM: ray.init sets a handler that raises this
         raise KeyboardInterrupt from None
     signal.signal(signal.SIGTERM, interrupt.like_sigint)
+    if not hasattr(context, "address_info"):  # ray://: the driver has none of its own
+        return "on the cluster's head"
     return f"{context.address_info['session_dir']}/logs"
 
 

@@ -15,7 +15,8 @@ from models import palindromes, recurrent
 
 Trials = dict[str, dict[str, Any]]  # the settings of each trial, by its name
 
-AXES = ("cell", "length", "seed", "init", "variant")
+AXES = ("cell", "length", "seed", "init", "variant")  # of a trial
+GRID_AXES = ("cells", "lengths", "seeds", "inits", "variants")  # of a grid
 
 # What a variant changes in the settings of its grid.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -122,7 +123,7 @@ def trial_configs(*grids: GridConfig) -> list[dict[str, Any]]:
     configs = []
     for grid in grids:
         recipe = asdict(grid)
-        for axis in ("cells", "lengths", "seeds", "inits", "variants"):
+        for axis in GRID_AXES:
             del recipe[axis]
         configs += [
             {"cell": cell, "length": length, "seed": seed, "init": init, "variant": variant}
@@ -138,37 +139,43 @@ def trial_configs(*grids: GridConfig) -> list[dict[str, Any]]:
     return sorted(configs, key=lambda config: (config["seed"], -config["length"]))
 
 
-def growth_conflict(existing: Trials, requested: Trials) -> str:
-    """Describes why the requested trials cannot be added to those of a run; empty if they can.
+def recipes(preset: Preset, overrides: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the settings of a preset's grids without their axes: what identifies a run."""
+    grids = [asdict(replace(grid, **overrides)) for grid in preset.grids]
+    found = [{k: v for k, v in grid.items() if k not in GRID_AXES} for grid in grids]
+    return [recipe for i, recipe in enumerate(found) if recipe not in found[:i]]
 
-    A trial of the same name must have the same settings. A new one must have those of an existing
-    one (of its cell, if there is any), except for AXES and what its variant changes. Under a
-    constant learning rate the number of epochs may grow. Trials that differ only in their seed must
-    stay comparable.
+
+def growth_conflict(existing: dict[str, Any], requested: dict[str, Any]) -> str:
+    """Describes why a run cannot grow by the requested trials; empty if it can.
+
+    The recipes must be the same, and so must trials of the same name. Under a constant learning
+    rate the number of epochs may grow. Trials that differ only in their seed must stay comparable.
+
+    Args:
+        existing: {"recipes": see recipes(), "trials": settings by name} of the run.
+        requested: the same, of a command.
     """
-    for name, config in requested.items():
-        same_cell = [other for other in existing.values() if other["cell"] == config["cell"]]
-        others = [existing[name]] if name in existing else same_cell or [*existing.values()]
-        if others and all(_difference(other, config) for other in others):
-            return min((_difference(other, config) for other in others), key=len)
+    before, after = existing["recipes"], requested["recipes"]
+    if len(before) != len(after):
+        return f"{pluralize(len(before), 'recipe')} there, {len(after)} here"
+    trials = existing["trials"]
+    pairs = [*zip(before, after, strict=True)]
+    pairs += [(trials[name], new) for name, new in requested["trials"].items() if name in trials]
+    for old, new in pairs:
+        if new["lr_schedule"] == "constant" and old["epochs"] < new["epochs"]:
+            old = old | {"epochs": new["epochs"]}
+        difference = format_difference(old, new)
+        if difference:
+            return difference
     groups: dict[tuple, dict[str, Any]] = {}
-    for config in (existing | requested).values():
+    for config in (trials | requested["trials"]).values():
         group = tuple(config[axis] for axis in AXES if axis != "seed")
         other = groups.setdefault(group, config)
         difference = format_difference({**other, "seed": config["seed"]}, config)
         if difference:
             return f"{difference}, in other seeds of the same trial"
     return ""
-
-
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    ignored = {*AXES}
-    if old["variant"] != new["variant"]:
-        ignored |= VARIANTS[old["variant"]].keys() | VARIANTS[new["variant"]].keys()
-    if new["lr_schedule"] == "constant" and old["epochs"] < new["epochs"]:
-        ignored.add("epochs")
-    kept = [{k: v for k, v in config.items() if k not in ignored} for config in (old, new)]
-    return format_difference(*kept)
 
 
 def variant_has_effect(variant: str, grid: GridConfig) -> bool:

@@ -14,6 +14,7 @@ INTERRUPT_MESSAGE = (
 EXIT_CODES = {int(signal.SIGINT): 130, int(signal.SIGTERM): 143}  # as shells have them
 DEBOUNCE_SECONDS = 0.3  # some programs forward to their child what the terminal sends to both
 interrupted = threading.Event()
+_has_raised = False
 exit_code = 130  # once interrupted, that of the first signal
 
 
@@ -24,13 +25,13 @@ def exit_silently_on_sigint() -> None:
 
 
 def handle_signals() -> None:
-    """From now on, the first signal raises KeyboardInterrupt, or does what Ray does at Ctrl-C.
+    """From now on, the first signal raises KeyboardInterrupt once, or does what Ray does at Ctrl-C.
 
     Python code does not see a signal during a call into Ray, so a thread, which gets it through a
     pipe, prints the message. A second signal ends the process, and with it a Ray that it started.
     """
-    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # set by exit_silently_on_sigint()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in a shell's background
+        signal.signal(signal.SIGINT, _raise_once)
     signal.signal(signal.SIGTERM, like_sigint)
     read_fd, write_fd = os.pipe()
     os.set_blocking(write_fd, False)
@@ -39,8 +40,16 @@ def handle_signals() -> None:
 
 
 def like_sigint(number: int, frame: Any) -> None:
-    handler = signal.getsignal(signal.SIGINT)  # not callable: ignored, as in a shell's background
-    (handler if callable(handler) else signal.default_int_handler)(number, frame)
+    handler = signal.getsignal(signal.SIGINT)
+    (handler if callable(handler) else _raise_once)(number, frame)
+
+
+def _raise_once(number: int, frame: Any) -> None:
+    """The same signal may arrive twice; the summary must not be interrupted."""
+    global _has_raised
+    if not _has_raised:
+        _has_raised = True
+        raise KeyboardInterrupt
 
 
 def _listen(read_fd: int) -> None:

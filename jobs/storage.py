@@ -89,8 +89,8 @@ def open_dir(storage: str) -> StorageDir:
     """
     if "://" not in storage:
         expanded = os.path.expanduser(storage)
-        if expanded.startswith("~"):  # a container with an arbitrary user
-            raise UserError(f"--storage {storage}: there is no such home directory: give a path")
+        if expanded.startswith("~"):
+            raise UserError(f"--storage {storage}: there is no such home directory")
         storage = os.path.abspath(expanded)
     try:
         filesystem, path = fs.FileSystem.from_uri(storage)

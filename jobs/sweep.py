@@ -14,11 +14,8 @@ if __name__ == "__main__":
     interrupt.exit_silently_on_sigint()  # during the imports
 
 import tempfile
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -39,12 +36,13 @@ from jobs.grid import (
     describe,
     expand_variants,
     growth_conflict,
+    recipes,
     trial_configs,
     trial_name,
 )
+from jobs.learner import Learner, run_epoch
 from jobs.resources import DEFAULT_GPU_FRACTION, describe_capacity, resolve_trial_resources
-from models import checkpoint, gradient_flow, palindromes, recurrent
-from models.rng import make_rng
+from models import checkpoint, palindromes, recurrent
 
 
 @dataclass(frozen=True)
@@ -54,46 +52,6 @@ class SweepLaunchArgs(cli.LaunchArgs):
         "auto", f"GPUs of a trial (auto: {DEFAULT_GPU_FRACTION}, without GPUs 0)", "X|auto"
     )
     max_concurrent: int | None = arg(None, "concurrent trials (as many as fit)")
-
-
-EVAL_SUBSET_SIZE = 500  # sequences of the validation split that are evaluated within an epoch
-
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": partial(torch.optim.Adam, fused=True),
-    "rmsprop": torch.optim.RMSprop,
-}
-
-
-class Learner:
-    """The network of a trial, with its optimizer and learning rate schedule."""
-
-    def __init__(self, config: dict[str, Any], steps: int, device: torch.device):
-        self.config, self.steps = config, steps  # steps per epoch
-        self.network = recurrent.build(
-            config["cell"], config["hidden_size"], config["init"], config["seed"],
-            config["length"], config["input_encoding"],
-        ).to(device)  # fmt: skip
-        self.optimizer = OPTIMIZERS[config["optimizer"]](self.network.parameters(), lr=config["lr"])
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer,
-            lambda step: recurrent.lr_multiplier(
-                step, steps * config["epochs"], config["warmup_steps"], config["lr_schedule"]
-            ),
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "rng": torch.get_rng_state(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        torch.set_rng_state(state["rng"].cpu())
 
 
 def train_trial(config: dict[str, Any], folder: str) -> None:
@@ -147,53 +105,6 @@ def train_trial(config: dict[str, Any], folder: str) -> None:
 
 def is_finished(history: list[dict[str, Any]], config: dict[str, Any]) -> bool:
     return recurrent.should_stop(history, config["epochs"], config["stop_after_solved_epochs"])
-
-
-def run_epoch(
-    learner: Learner,
-    epoch: int,
-    train_split: palindromes.Sequences,
-    val_split: palindromes.Sequences,
-) -> dict[str, Any]:
-    """Trains for one epoch and evaluates; returns the epoch's metrics."""
-    config, network, steps = learner.config, learner.network, learner.steps
-    evals, val_subset = config["evals_per_epoch"], val_split[:EVAL_SUBSET_SIZE]
-    eval_steps = {steps * number // evals for number in range(1, evals)}
-    within_epoch: list[float] = []
-    updates = gradient_flow.UpdateTracker(network) if config["probe"] else None
-
-    def after_step(step: int) -> None:
-        if updates:
-            updates.record(float(learner.schedule.get_last_lr()[0]))
-        learner.schedule.step()
-        if step in eval_steps:
-            within_epoch.append(recurrent.evaluate(network, val_subset)[1])
-
-    epoch_start = time.perf_counter()
-    perm = torch.randperm(len(train_split), generator=make_rng(config["seed"], "order", epoch))
-    perm = perm.to(train_split.targets.device)
-    train_loss = recurrent.train_epoch(
-        network, learner.optimizer, train_split, perm, config["batch_size"], config["grad_clip"],
-        after_step,
-    )  # fmt: skip
-    train_end = time.perf_counter()
-    val_loss, val_accuracy = recurrent.evaluate(network, val_split)
-    row: dict[str, Any] = {
-        "epoch": epoch,
-        "training_iteration": epoch,
-        "train_loss": train_loss,
-        "val_loss": val_loss,
-        "val_accuracy": val_accuracy,
-        "train_seconds": train_end - epoch_start,
-        "epoch_seconds": time.perf_counter() - epoch_start,
-        "sequences_per_second": steps * config["batch_size"] / (train_end - epoch_start),
-        "epoch_end_time": time.time(),  # seconds since 1970
-    }
-    if eval_steps:  # the last evaluation of an epoch uses the full validation split
-        row["val_accuracy_within_epoch"] = [*within_epoch, val_accuracy]
-    if updates:
-        row |= gradient_flow.probe(network, val_subset) | updates.pop_means()
-    return row
 
 
 def save_and_report(
@@ -274,8 +185,8 @@ def finished_trials(folder: storage.StorageDir, trials: Trials) -> dict[str, dic
         return {name: row for name, row in rows if row is not None}
 
 
-def parse_args() -> tuple[tuple[GridConfig, ...], SweepLaunchArgs]:
-    """Parses the command line into the grids, and where and how to run them."""
+def parse_args() -> tuple[tuple[GridConfig, ...], list[dict[str, Any]], SweepLaunchArgs]:
+    """Parses the command line into grids, their recipes, and where and how to run them."""
     parser = cli.DataclassParser(__doc__)
     group = parser.add_presets({name: p.summary for name, p in PRESETS.items()}, "figures")
     group.add_argument("--ablate", action="store_true", help=ABLATION_PRESET.summary)
@@ -286,7 +197,8 @@ def parse_args() -> tuple[tuple[GridConfig, ...], SweepLaunchArgs]:
     ablate = getattr(args, "ablate", False)
     if ablate and args.preset != "horizon":
         raise UserError("--ablate: requires --preset horizon")
-    grids = apply_overrides(ABLATION_PRESET if ablate else PRESETS[args.preset], overrides)
+    preset = ABLATION_PRESET if ablate else PRESETS[args.preset]
+    grids = apply_overrides(preset, overrides)
     if ablate and "variants" not in overrides:
         grids = expand_variants(grids)
     launch = SweepLaunchArgs(**cli.explicit_args(args, SweepLaunchArgs))
@@ -295,25 +207,37 @@ def parse_args() -> tuple[tuple[GridConfig, ...], SweepLaunchArgs]:
         raise UserError(f"--cpus-per-trial {launch.cpus_per_trial}: must be at least 1")
     if launch.max_concurrent is not None and launch.max_concurrent < 1:
         raise UserError(f"--max-concurrent {launch.max_concurrent}: must be at least 1")
-    return grids, launch
+    return grids, recipes(preset, overrides), launch
+
+
+def grown_settings(folder: storage.StorageDir, requested: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a run after it has grown by the requested trials.
+
+    Raises:
+        UserError: it holds trials of other settings.
+    """
+    existing = storage.read_settings(folder, "sweep")
+    if not existing:
+        return requested
+    conflict = growth_conflict(existing, requested)
+    if conflict:
+        storage.refuse_settings(folder, conflict)
+    return requested | {"trials": existing["trials"] | requested["trials"]}
 
 
 def main() -> int:
-    grids, launch = parse_args()
+    grids, its_recipes, launch = parse_args()
     trials = {trial_name(config): config for config in trial_configs(*grids)}
     folder = storage.run_dir(launch.storage, launch.name, launch.fresh)
-    existing = storage.read_settings(folder, "sweep")
-    conflict = growth_conflict(existing, trials)
-    if conflict:
-        storage.refuse_settings(folder, conflict)
-    known, failures = existing | trials, []
-    finished = finished_trials(folder, known)
+    settings = grown_settings(folder, {"recipes": its_recipes, "trials": trials})
+    known: Trials = settings["trials"]
+    finished, failures = finished_trials(folder, known), []
     done = {name: row for name, row in finished.items() if name in trials}
     if len(done) < len(trials):
         logs = cluster.connect(launch.address)
         resources = resolve_trial_resources(launch.cpus_per_trial, launch.gpus_per_trial)
         cluster.check_storage(folder)
-        storage.acquire_run_dir(folder, "sweep", known)
+        storage.acquire_run_dir(folder, "sweep", settings)
         print(f"{pluralize(len(trials), 'trial')}, {len(done)} of them done:")
         print("\n".join(f"  {describe(grid)}" for grid in grids))
         print(describe_capacity(resources, launch.max_concurrent))

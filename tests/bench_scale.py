@@ -22,6 +22,7 @@ from ray import tune
 
 from jobs import cluster, storage, sweep, tuning
 from jobs.grid import GridConfig, trial_configs, trial_name
+from jobs.learner import OPTIMIZERS
 from models import checkpoint, recurrent
 
 SLOTS, EPOCHS, SECONDS = 8, 5, 2.0
@@ -34,7 +35,7 @@ def sleep_instead_of_training(config: dict[str, Any], folder: str) -> None:
     network = recurrent.build(
         "lstm", config["hidden_size"], "uniform", config["seed"], config["length"]
     )
-    optimizer = sweep.OPTIMIZERS["adam"](network.parameters(), lr=config["lr"])
+    optimizer = OPTIMIZERS["adam"](network.parameters(), lr=config["lr"])
     for parameter in network.parameters():
         parameter.grad = parameter.detach()
     optimizer.step()  # from here on it has a state to save
@@ -60,7 +61,7 @@ def measure(count: int, parent: Path) -> dict[str, float]:
     trials = itertools.islice(trial_configs(grid), count)
     configs = {trial_name(config): config for config in trials}
     folder = storage.run_dir(str(parent), f"trials-{count}", fresh=False)
-    storage.acquire_run_dir(folder, "sweep", configs)
+    storage.acquire_run_dir(folder, "sweep", {"trials": configs})
     launch = sweep.SweepLaunchArgs(storage=str(parent), name=folder.name)
     resources = {"cpu": 1.0, "gpu": 0.0}
     progress = tuning.Progress(folder, configs, sweep.epoch_cost, set(), resources)

@@ -32,7 +32,7 @@ def write_trial(
 
 def write_settings(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
     """Writes the settings of a sweep: those of each trial, by name."""
-    (folder / "settings.json").write_text(json.dumps({"sweep": configs}))
+    (folder / "settings.json").write_text(json.dumps({"sweep": {"trials": configs}}))
 
 
 def set_age(folder: Path, seconds: float) -> None:

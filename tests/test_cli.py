@@ -1,9 +1,11 @@
 """jobs/cli.py: flags, their errors, and the commands that a job prints."""
 
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import REPO
 
 from jobs import sweep
 from jobs.cli import parse_float_pair, parse_int_ranges, parse_names, resume_command, shell_command
@@ -69,3 +71,10 @@ def test_commands_under_ray_submit_are_for_the_terminal_of_the_user(monkeypatch)
     assert shell_command("analysis/sweep.py", [uri]) == (
         f"ray submit cluster.yaml analysis/sweep.py -- \"'{uri}'\""
     )
+
+
+def test_jobs_start_for_a_user_without_a_home_directory():
+    """As in containers with arbitrary users. Importing Ray fails there."""
+    code = "import os, pwd; del os.environ['HOME']; pwd.getpwuid = {}.__getitem__; "
+    code += "assert os.path.expanduser('~') == '~'; import jobs.sweep"
+    subprocess.run([sys.executable, "-c", code], cwd=REPO, check=True)

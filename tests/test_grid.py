@@ -17,6 +17,7 @@ from jobs.grid import (
     apply_overrides,
     describe,
     growth_conflict,
+    recipes,
     trial_configs,
     trial_name,
 )
@@ -180,59 +181,72 @@ def test_description_lists_the_axes_of_a_grid():
 
 # Growth
 
-EXISTING = GridConfig(lengths=(3, 5), seeds=(0, 1), epochs=5)
+
+def settings(preset: Preset, overrides: dict[str, object]) -> dict[str, object]:
+    grids = apply_overrides(preset, overrides)
+    trials = {trial_name(config): config for config in trial_configs(*grids)}
+    return {"recipes": recipes(preset, overrides), "trials": trials}
 
 
-def conflict(requested: GridConfig, *existing: GridConfig) -> str:
-    both = (existing or (EXISTING,), (requested,))
-    return growth_conflict(*({trial_name(c): c for c in trial_configs(*grids)} for grids in both))
+SMALL = {"lengths": (3, 5), "seeds": (0, 1), "epochs": 5}
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("preset", "before", "after"),
     [
-        {},
-        {"seeds": (1, 2)},
-        {"lengths": (5, 9)},
-        {"cells": ("gru",)},
-        {"inits": ("uniform", "orthogonal")},
-        {"variants": ("full", "clip", "one-hot")},
-        {"epochs": 9},  # the learning rate is constant: the first epochs are the same
+        ("quick", SMALL, SMALL),
+        ("quick", SMALL, SMALL | {"seeds": (1, 2)}),
+        ("quick", SMALL, SMALL | {"lengths": (5, 9)}),
+        ("quick", SMALL, SMALL | {"cells": ("gru",)}),
+        ("quick", SMALL, SMALL | {"inits": ("uniform", "orthogonal")}),
+        ("quick", SMALL, SMALL | {"variants": ("full", "clip", "one-hot")}),
+        ("quick", SMALL | {"variants": ("clip",)}, SMALL),
+        ("quick", SMALL, SMALL | {"epochs": 9}),  # constant: the first epochs are the same
+        ("figures", {"cells": ("rnn",)}, {}),
+        ("figures", {"lengths": (3, 4)}, {}),
+        ("horizon", {"cells": ("lstm",)}, {}),
+        ("recipe", {"seeds": (0,)}, {}),
     ],
 )
-def test_run_grows_by_trials_of_equal_settings(changes):
-    assert conflict(replace(EXISTING, **changes)) == ""
+def test_run_grows_by_other_values_of_its_axes(preset, before, after):
+    both = (settings(PRESETS[preset], overrides) for overrides in (before, after))
+    assert growth_conflict(*both) == ""
 
 
-COSINE = replace(EXISTING, lr_schedule="cosine")
+COSINE = SMALL | {"lr_schedule": "cosine"}
 
 
 @pytest.mark.parametrize(
-    ("existing", "requested", "message"),
+    ("preset", "before", "after", "message"),
     [
-        (EXISTING, replace(EXISTING, seeds=(7,), lr=0.01), "lr: 0.001 there, 0.01 here"),
-        (EXISTING, replace(EXISTING, epochs=4), "epochs: 5 there, 4 here"),
-        (COSINE, replace(COSINE, epochs=9), "epochs: 5 there, 9 here"),
-        (COSINE, replace(COSINE, seeds=(7,), epochs=9), "epochs: 5 there, 9 here"),
+        ("quick", SMALL, SMALL | {"seeds": (7,), "lr": 0.01}, "lr: 0.001 there, 0.01 here"),
+        ("quick", SMALL, SMALL | {"epochs": 4}, "epochs: 5 there, 4 here"),
+        ("quick", COSINE, COSINE | {"epochs": 9}, "epochs: 5 there, 9 here"),
+        ("quick", COSINE, COSINE | {"seeds": (7,), "epochs": 9}, "epochs: 5 there, 9 here"),
         (
-            EXISTING,
-            replace(EXISTING, seeds=(7,), epochs=9),
+            "quick",
+            SMALL,
+            SMALL | {"seeds": (7,), "epochs": 9},
             "epochs: 5 there, 9 here, in other seeds of the same trial",
         ),
         (
-            EXISTING,
-            replace(EXISTING, variants=("clip",), batch_size=64),
-            "batch_size: 128 there, 64 here",
+            "quick",
+            SMALL | {"variants": ("full", "clip")},
+            SMALL | {"lengths": (9,), "grad_clip": 5.0},
+            "grad_clip: none there, 5.0 here",
         ),
+        ("horizon", {}, {"lengths": (9,), "warmup_steps": 7}, "warmup_steps: 100 there, 7 here"),
+        ("figures", {"cells": ("lstm",)}, SMALL, "2 recipes there, 1 here"),
     ],
 )
-def test_trials_of_other_settings_are_a_conflict(existing, requested, message):
-    assert conflict(requested, existing) == message
+def test_other_settings_are_a_conflict(preset, before, after, message):
+    both = (settings(PRESETS[preset], overrides) for overrides in (before, after))
+    assert growth_conflict(*both) == message
 
 
-def test_new_trial_has_the_settings_of_its_own_cell():
-    lstm, rnn = EXISTING, replace(EXISTING, cells=("rnn",), lr=0.0003)
-    lstm = replace(lstm, cells=("lstm",))
-    new = replace(lstm, lengths=(9,), lr=0.0003)
-    assert conflict(new, lstm, rnn) == "lr: 0.001 there, 0.0003 here"
-    assert conflict(replace(rnn, lengths=(9,)), lstm, rnn) == ""
+def test_lengths_of_one_grid_trained_by_another_need_all_epochs():
+    """By default the LSTM has 20 epochs up to 24 digits, and 5 beyond."""
+    default = settings(PRESETS["figures"], {})
+    longer = settings(PRESETS["figures"], {"cells": ("lstm",), "lengths": (25,)})
+    assert growth_conflict(default, longer) == ""  # from 5 to 20 epochs
+    assert growth_conflict(longer, default) == "epochs: 20 there, 5 here"

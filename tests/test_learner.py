@@ -1,4 +1,4 @@
-"""The learner of a trial (jobs/sweep.py), without Ray: each optimizer and cell trains, resumes."""
+"""jobs/learner.py: each optimizer and cell trains and resumes."""
 
 import copy
 import math
@@ -8,6 +8,7 @@ import torch
 
 from jobs import sweep
 from jobs.grid import GridConfig, trial_configs
+from jobs.learner import OPTIMIZERS, Learner, run_epoch
 from models.palindromes import palindromes
 from models.recurrent import CELLS
 
@@ -24,25 +25,25 @@ def make_config(**settings: object) -> dict:
     return config
 
 
-def train(learner: sweep.Learner, epochs: range) -> list[dict]:
+def train(learner: Learner, epochs: range) -> list[dict]:
     config = learner.config
     data = palindromes(config["seed"], config["length"], config["num_sequences"])
-    rows = [sweep.run_epoch(learner, epoch, data.train, data.validation) for epoch in epochs]
+    rows = [run_epoch(learner, epoch, data.train, data.validation) for epoch in epochs]
     return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
 
 
-@pytest.mark.parametrize("optimizer", sweep.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_optimizer_trains_and_resumes_bit_identically(cell, optimizer):
     config = make_config(cells=(cell,), optimizer=optimizer, grad_clip=10.0, lr=0.003)
     steps = 3200 // config["batch_size"]
-    learner = sweep.Learner(config, steps, CPU)
+    learner = Learner(config, steps, CPU)
     rows = train(learner, range(1, 3))
     state = copy.deepcopy(learner.state_dict())
     rows += train(learner, range(3, 6))
     assert rows[-1]["train_loss"] < 0.8 * rows[0]["train_loss"]
 
-    resumed = sweep.Learner(config, steps, CPU)
+    resumed = Learner(config, steps, CPU)
     resumed.load_state_dict(state)
     assert train(resumed, range(3, 6)) == rows[2:]
 
@@ -51,7 +52,7 @@ def test_optimizer_trains_and_resumes_bit_identically(cell, optimizer):
 def test_diverging_training_is_probed_and_stops(cell):
     """Eigenvalues of a matrix that is not finite end the process in LAPACK."""
     config = make_config(cells=(cell,), lr=1e38)
-    (row,) = train(sweep.Learner(config, 3200 // config["batch_size"], CPU), range(1, 2))
+    (row,) = train(Learner(config, 3200 // config["batch_size"], CPU), range(1, 2))
     assert math.isnan(row["train_loss"])
     assert all(map(math.isnan, row["spectral_radii"]))
     assert sweep.is_finished([row], config)

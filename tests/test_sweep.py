@@ -29,8 +29,9 @@ from processes import (
 from ray.tune import ExperimentAnalysis
 
 from analysis.results import Trial, read_trials
-from jobs import interrupt, storage, sweep
+from jobs import interrupt, storage
 from jobs.cluster import WORKER_ENVIRONMENT
+from jobs.learner import EVAL_SUBSET_SIZE
 from models.gradient_flow import gradient_norms
 from models.palindromes import palindromes
 from models.recurrent import build, evaluate
@@ -382,7 +383,7 @@ def test_subnormal_gradients_are_flushed_to_zero(serial_run):
     (trial,) = (trial for trial in serial_run[0] if trial.config["length"] == 200)
     network = build("rnn", hidden_size=16, init="uniform", seed=0, length=200)
     network.load_state_dict(trial.latest_checkpoint().state["network"])
-    val_subset = palindromes(0, 200, 2000).validation[: sweep.EVAL_SUBSET_SIZE]
+    val_subset = palindromes(0, 200, 2000).validation[:EVAL_SUBSET_SIZE]
     expected = gradient_norms(network, val_subset)["h"].tolist()
     reported = trial.rows[-1]["grad_norm_h"]
     # Where the mean norm is below 1e-41, none of the 400 sequences has a normal number, 1e-38.
