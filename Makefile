@@ -1,6 +1,7 @@
 # make demo      a small sweep, a small GAN, and a page of both
 # make check     fast checks in two minutes: linter, types, tests without Ray
 # make test      all checks
+# make compat    jobs and analysis with the oldest and the newest versions of the packages
 # make bench     benchmarks, each side by side with what it is compared with
 # make soak      half an hour of faults on a cluster of three hosts
 # make results   the report's experiments in full, for docs/: hours; re-run it to resume
@@ -8,7 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RESULTS ?= results
 
-.PHONY: demo lint check test bench soak results test-tools
+.PHONY: demo lint check test compat bench soak results test-tools
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -59,6 +60,9 @@ test-tools:
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends \
 	    iproute2 openssh-server rsync chromium chromium-driver \
 	  || echo "some tests will be skipped: apt-get failed"; fi
+
+compat: .venv/installed
+	$(BIN)/python tests/compat.py
 
 bench: .venv/installed
 	$(BIN)/python tests/bench_sweep.py

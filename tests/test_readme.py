@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 from clusters import RAY
+from compat import oldest_versions
+from packaging.version import Version
 from processes import REPO
 
 import analysis.gan
@@ -159,3 +161,13 @@ def test_lines_of_prose_have_at_most_100_characters():
 def test_local_provider_example_is_valid_yaml():
     (text,) = [text for language, text in BLOCKS if language == "yaml"]
     assert yaml.safe_load(text).keys() == {"provider", "auth"}
+
+
+def test_oldest_tested_versions_are_declared():
+    packages, tested = (
+        [cell.strip() for cell in re.search(row, README, re.M)[1].split("|")]
+        for row in (r"^\| \| (torch .*) \|$", r"^\| oldest \| (.*) \|$")
+    )
+    declared = oldest_versions()
+    assert packages == [*declared]
+    assert [*map(Version, tested)] == [*map(Version, declared.values())]
