@@ -5,15 +5,18 @@
 # make bench     benchmarks, each side by side with what it is compared with
 # make soak      half an hour of faults on a cluster of three hosts
 # make results   the report's experiments in full, for docs/: hours; re-run it to resume
+# make constraints   all checks with the newest packages, whose versions go to constraints.txt
 PYTHON ?= python3
 BIN := .venv/bin
 RESULTS ?= results
 
-.PHONY: demo lint check test compat bench soak results test-tools
+.PHONY: demo lint check test compat bench soak results constraints test-tools
 
-.venv/installed: pyproject.toml
+# Installs the versions of the last green run, if $(PYTHON) is the Python that it used.
+.venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --editable '.[test]' \
+	  $$(grep -qF "# $$($(PYTHON) --version | cut -d. -f1-2)." constraints.txt && echo -c constraints.txt)
 	touch $@
 
 demo: .venv/installed
@@ -63,6 +66,15 @@ test-tools:
 
 compat: .venv/installed
 	$(BIN)/python tests/compat.py
+
+constraints:
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch .venv/installed
+	$(MAKE) test || { rm .venv/installed; exit 1; }
+	(echo "# $$($(PYTHON) --version), the last green run; renewed by: make constraints"; \
+	  $(BIN)/python -m pip freeze --exclude-editable | sed 's/+.*//') > constraints.txt
+	touch .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python tests/bench_sweep.py
