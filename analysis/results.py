@@ -131,7 +131,7 @@ def read_trials(results: str) -> list[Trial]:
         )
     if "gan" in settings:
         return [_read_trial(folder, "", settings["gan"])]
-    configs = settings["sweep"]["trials"] if "sweep" in settings else {}
+    configs = settings.get("sweep", {})
     trial_dirs = {
         path.split("/")[0] for path in folder.files if re.fullmatch(r"[^/]+/params.json", path)
     }
@@ -229,14 +229,20 @@ def _abbreviate(names: list[str], limit: int = 8) -> str:
 
 
 def _read_settings(folder: ResultsDir) -> dict[str, Any]:
-    """Returns the settings of a run of this suite, by job; empty without them."""
+    """Returns the settings of a run of this suite: of a "gan", or of the trials of a "sweep"."""
     if SETTINGS not in folder.files:
         return {}
     try:
         settings = json.loads(folder.read(SETTINGS))
-    except (OSError, ValueError) as error:
-        raise ResultsError(f"{folder.path}/{SETTINGS} is corrupt: {error}") from None
-    return settings if isinstance(settings, dict) else {}
+        if not isinstance(settings, dict):
+            raise TypeError("not an object")
+        return {
+            job: dict(content["trials"] if job == "sweep" else content)
+            for job, content in settings.items()
+            if job in ("sweep", "gan")
+        }
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ResultsError(f"{folder.path}/{SETTINGS} is corrupt: {error!r}") from None
 
 
 def _read_trial(run: ResultsDir, name: str, config: dict[str, Any] | None) -> Trial:

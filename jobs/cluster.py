@@ -41,7 +41,6 @@ def connect(address: str | None) -> str:
     Raises:
         UserError: the cluster cannot be reached, or Ray cannot start.
     """
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the job reports failures itself
     variable = os.environ.get("RAY_ADDRESS")
     local, other_user = local_address()
     where = f"--address {address}" if address else "local cluster"
@@ -51,6 +50,8 @@ def connect(address: str | None) -> str:
         print(f"the Ray at {local} has ended: starting a local one")
         address = "local"
     target = address or variable or local
+    if target == "auto":
+        target = local
     if target == local and other_user:
         raise UserError(
             f"{where}: the Ray at {local} is of user {other_user}, whose processes cannot write to "
@@ -59,7 +60,7 @@ def connect(address: str | None) -> str:
     options: dict[str, Any] = {
         "address": address,
         "runtime_env": runtime_env(),
-        "logging_level": logging.ERROR,
+        "logging_level": logging.CRITICAL,  # the job reports failures itself
         "log_to_driver": False,
         "include_dashboard": False,  # of a Ray that only this command starts
     }

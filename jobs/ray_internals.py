@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import pwd
 import socket
 import struct
 from dataclasses import dataclass
@@ -86,12 +87,16 @@ def trial_error(trial: Trial) -> str:
     the end of the sweep.
     """
     text = Path(trial.error_file).read_text() if trial.error_file else "unknown error"
-    last = text.rpartition("Failure # ")[2].strip()
-    if "OutOfMemoryError" in last:  # by Ray's memory monitor
-        return "killed: the node ran out of memory (lower --max-concurrent or --num-sequences)"
+    return describe_error(text.rpartition("Failure # ")[2])
+
+
+def describe_error(text: str) -> str:
+    """Returns the error of a trial in one line: Ray's own have a page of advice."""
+    if "node running low on memory" in text:  # killed by Ray's memory monitor
+        return "killed: the node ran out of memory (lower --max-concurrent, raise --cpus-per-trial)"
     # The second if Ray does not notice the death within a second, or cannot reach the host.
-    died = any(message in last for message in ("The actor died", "ActorUnavailableError"))
-    return "its process died" if died else last.splitlines()[-1]
+    died = any(message in text for message in ("The actor died", "ActorUnavailableError"))
+    return "its process died" if died else text.strip().splitlines()[-1]
 
 
 def authenticate(address: str) -> None:
@@ -106,13 +111,17 @@ def authenticate(address: str) -> None:
     if _accepts(address, {}):
         return
     advice = "copy ~/.ray/auth_token from its head to this host"
-    file = Path(os.path.expanduser(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token"))
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    file = Path(os.path.expanduser(path or "~/.ray/auth_token"))
+    token = os.environ.get("RAY_AUTH_TOKEN", "")
+    where = "RAY_AUTH_TOKEN" if token else f"RAY_AUTH_TOKEN_PATH={path}" if path else str(file)
     try:
-        token = os.environ.get("RAY_AUTH_TOKEN") or file.read_text().strip()
-    except OSError:
-        raise UserError(f"the cluster at {address} requires a token: {advice}") from None
-    if not _accepts(address, {"authorization": f"Bearer {token}"}):
-        where = "RAY_AUTH_TOKEN" if "RAY_AUTH_TOKEN" in os.environ else file
+        token = token or file.read_text().strip()
+    except OSError as error:
+        reason = f"{where}: {error.strerror}" if path else advice
+        raise UserError(f"the cluster at {address} requires a token: {reason}") from None
+    is_token = token.isascii() and token.isprintable()  # gRPC aborts at other characters
+    if not is_token or not _accepts(address, {"authorization": f"Bearer {token}"}):
         raise UserError(f"{where} is not the token of the cluster at {address}: {advice}")
     if os.environ.get("RAY_AUTH_MODE") != "token":
         os.environ["RAY_AUTH_MODE"] = "token"
@@ -139,10 +148,17 @@ def local_address() -> tuple[str, str]:
     folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     file = Path(folder, "ray", "ray_current_cluster")
     try:
-        user = "" if file.stat().st_uid == os.getuid() else file.owner()
-        return file.read_text().strip(), user
+        uid = file.stat().st_uid
+        return file.read_text().strip(), "" if uid == os.getuid() else _user_name(uid)
     except OSError:
         return "", ""
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def autoscaler_command() -> list[str] | None:

@@ -130,13 +130,20 @@ def read_settings(folder: StorageDir, job: str) -> dict[str, Any]:
     if SETTINGS not in folder.names():
         return {}
     try:
-        settings = json.loads(folder.read(SETTINGS))[job]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{folder.subdir(SETTINGS).uri} is corrupt, or not of a {job} "
-            f"({type(error).__name__}: {error}): use another --name, or --fresh"
-        ) from None
-    return settings
+        settings = json.loads(folder.read(SETTINGS))
+        if not isinstance(settings, dict) or not isinstance(settings.get(job), dict):
+            raise ValueError(f"no settings of a {job}")
+    except (OSError, ValueError) as error:
+        refuse_corrupt_settings(folder, error)
+    return settings[job]
+
+
+def refuse_corrupt_settings(folder: StorageDir, error: Exception) -> NoReturn:
+    """Raises UserError: the settings of the run in a folder cannot be used."""
+    raise UserError(
+        f"{folder.subdir(SETTINGS).uri} is corrupt ({type(error).__name__}: {error}): "
+        "use another --name, or --fresh"
+    ) from None
 
 
 def refuse_settings(folder: StorageDir, difference: str) -> NoReturn:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from ray import tune
+from ray.exceptions import OutOfMemoryError
 from ray.tune.logger import TBXLoggerCallback
 from ray.tune.search import BasicVariantGenerator
 
@@ -41,6 +42,7 @@ from jobs.grid import (
     trial_name,
 )
 from jobs.learner import Learner, run_epoch
+from jobs.ray_internals import describe_error
 from jobs.resources import DEFAULT_GPU_FRACTION, describe_capacity, resolve_trial_resources
 from models import checkpoint, palindromes, recurrent
 
@@ -158,9 +160,12 @@ def run_trials(tuner: tune.Tuner) -> list[str]:
     except KeyboardInterrupt:
         return []
     except Exception as error:  # Tune itself failed: a full disk, a lost head node
+        if isinstance(error.__cause__, OutOfMemoryError):  # which Tune does not expect
+            error = error.__cause__
+            return [f"the sweep stopped: a trial was {describe_error(str(error))}"]
         return [f"the sweep stopped: {type(error).__name__}: {error}".splitlines()[0]]
     return [
-        f"{str(result.error).strip().splitlines()[-1]} ({result.path}/error.txt)"
+        f"{describe_error(str(result.error))} ({result.path}/error.txt)"
         for result in results
         if result.error
     ]
@@ -219,10 +224,14 @@ def grown_settings(folder: storage.StorageDir, requested: dict[str, Any]) -> dic
     existing = storage.read_settings(folder, "sweep")
     if not existing:
         return requested
-    conflict = growth_conflict(existing, requested)
+    try:
+        conflict = growth_conflict(existing, requested)
+        trials = existing["trials"] | requested["trials"]
+    except (KeyError, TypeError, AttributeError) as error:
+        storage.refuse_corrupt_settings(folder, error)
     if conflict:
         storage.refuse_settings(folder, conflict)
-    return requested | {"trials": existing["trials"] | requested["trials"]}
+    return requested | {"trials": trials}
 
 
 def main() -> int:

@@ -64,12 +64,12 @@ def left_address(monkeypatch, tmp_path) -> Iterator[str]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the owner of a file")
-@pytest.mark.parametrize("flag", [False, True])
-def test_local_ray_of_another_user_is_refused(left_address, tmp_path, flag):
-    nobody = pwd.getpwnam("nobody")
-    os.chown(tmp_path / "ray" / "ray_current_cluster", nobody.pw_uid, nobody.pw_gid)
-    with pytest.raises(UserError, match=f"{left_address} is of user nobody.*set RAY_TMPDIR"):
-        cluster.connect(left_address if flag else None)
+@pytest.mark.parametrize(("uid", "name"), [(pwd.getpwnam("nobody").pw_uid, "nobody"), (9876, 9876)])
+@pytest.mark.parametrize("address", [None, "auto", "{left}"])
+def test_local_ray_of_another_user_is_refused(left_address, tmp_path, address, uid, name):
+    os.chown(tmp_path / "ray" / "ray_current_cluster", uid, -1)
+    with pytest.raises(UserError, match=f"{left_address} is of user {name}.*set RAY_TMPDIR"):
+        cluster.connect(address and address.format(left=left_address))
 
 
 def test_workers_do_not_import_from_the_working_directory_of_the_driver(monkeypatch, tmp_path):

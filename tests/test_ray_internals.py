@@ -4,6 +4,7 @@ The autoscaler's command line is found in test_autoscaling.py.
 """
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -111,8 +112,7 @@ def test_tune_writes_the_errors_of_a_trial(found, trial, error):
     assert (found.folder / f"{trial}-error").read_text() == error
 
 
-def test_exceptions_that_end_a_trial_have_their_names():
-    assert "OutOfMemoryError" in repr(ray.exceptions.OutOfMemoryError("killed"))
+def test_exception_of_an_unreachable_trial_has_its_name():
     assert "ActorUnavailableError" in repr(ray.exceptions.ActorUnavailableError("x", b"0" * 16))
 
 
@@ -153,6 +153,8 @@ TOKEN = "{token}"
         ({}, "", "requires a token: copy ~/.ray/auth_token from its head to this host"),
         ({}, "0" * 64, "auth_token is not the token of the cluster at"),
         ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}, TOKEN, "RAY_AUTH_TOKEN is not"),
+        ({"RAY_AUTH_TOKEN_PATH": "/no"}, TOKEN, "RAY_AUTH_TOKEN_PATH=/no: No such file"),
+        ({}, "two\nlines", "auth_token is not the token of the cluster at"),
     ],
 )
 def test_token_is_used_where_the_cluster_requires_it(found, tmp_path, variables, file, message):
@@ -172,3 +174,14 @@ def test_token_is_used_where_the_cluster_requires_it(found, tmp_path, variables,
     else:
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.endswith("/logs\n")
+
+
+def test_trial_killed_by_the_memory_monitor_is_reported_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_memory_usage_threshold", "0.01")  # every machine uses more
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "50")
+    flags = ["--cells", "rnn", "--lengths", 3, "--seeds", 0, "--storage", tmp_path]
+    done = processes.run_script("jobs/sweep.py", *flags, "--address", "local")
+    assert (done.returncode, done.stderr) == (1, "")
+    (failure,) = re.findall("^failed: (.*)$", done.stdout, re.M)
+    assert "killed: the node ran out of memory (lower --max-concurrent" in failure
+    assert max(map(len, done.stdout.splitlines())) < 300  # no page of advice

@@ -337,7 +337,7 @@ def test_gan_run_is_read_as_one_trial(gan_run, tmp_path):
     assert (trial.status, trial.failure) == ("failed", "the losses of epoch 2 are not finite")
 
 
-@pytest.mark.parametrize("content", ["{", ""])
+@pytest.mark.parametrize("content", ["{", "", "[]", '{"sweep": {}}', '{"gan": 1}'])
 def test_corrupt_settings_are_an_error(tmp_path, content):
     (tmp_path / "settings.json").write_text(content)
     with pytest.raises(ResultsError, match=r"settings\.json is corrupt"):

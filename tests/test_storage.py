@@ -54,13 +54,17 @@ def test_other_settings_under_the_same_name_are_refused(user_error_of, tmp_path,
     assert f"other settings ({difference})" in error
 
 
-@pytest.mark.parametrize("content", [b"[{", b"[1]", b"1", b'{"gan": {}}'])
-def test_corrupt_settings_and_those_of_another_job_are_reported(tmp_path, content):
+CORRUPT = ["[{", "[1]", "1", '{"gan": {}}', '{"sweep": 1}', '{"sweep": {"a": 1}}']
+CORRUPT += ['{"sweep": {"recipes": [{}], "trials": {}}}', '{"sweep": {"recipes": 1, "trials": 2}}']
+
+
+@pytest.mark.parametrize("content", CORRUPT)
+def test_corrupt_settings_and_those_of_another_job_are_reported(user_error_of, tmp_path, content):
     folder = create_run(tmp_path)
     assert storage.read_settings(folder, "sweep") == QUICK
-    folder.write(storage.SETTINGS, content)
-    with pytest.raises(UserError, match=r"settings\.json is corrupt, or not of a sweep"):
-        storage.read_settings(folder, "sweep")
+    folder.write(storage.SETTINGS, content.encode())
+    flags = ["--preset", "quick", "--storage", tmp_path, "--name", "sweep"]
+    assert "settings.json is corrupt (" in user_error_of(sweep.main, *flags)
 
 
 @pytest.mark.parametrize("name", ["../../x", "a/b", "*", "~", ".", "..", "-x", ""])

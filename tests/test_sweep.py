@@ -263,6 +263,7 @@ def test_grown_sweep_is_bit_identical_to_one_that_had_all_trials(cluster, tmp_pa
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 of 1 trial done" in done.stdout
     assert len(ExperimentAnalysis(str(grown)).dataframe()) == 9
+    assert len({path.parent for path in grown.glob("*/events.out.tfevents.*")}) == 9
     assert {trial.status for trial in read_trials(str(grown))} == {"finished"}
 
 

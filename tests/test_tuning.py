@@ -5,11 +5,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import OutOfMemoryError
 
 from jobs import interrupt, storage, sweep
 from jobs.grid import LSTM_RECIPE, trial_configs
+from jobs.ray_internals import describe_error
 from jobs.tuning import Progress
 from models import checkpoint
+
+LOW = "1 worker(s) were killed due to the node running low on memory.\nadvice"
+OUT_OF_MEMORY = RuntimeError("Caught unexpected exception")
+OUT_OF_MEMORY.__cause__ = OutOfMemoryError(LOW)
 
 
 @pytest.mark.parametrize(
@@ -17,6 +23,7 @@ from models import checkpoint
     [
         (KeyboardInterrupt(), []),
         (OSError("no\nspace"), ["the sweep stopped: OSError: no"]),
+        (OUT_OF_MEMORY, [f"the sweep stopped: a trial was {describe_error(LOW)}"]),
         (
             [
                 SimpleNamespace(error=ValueError("first\nbad"), path="/failed"),
@@ -137,7 +144,7 @@ def test_progress_line_counts_done_running_and_failed_trials(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ray.exceptions.OutOfMemoryError: Task was killed\nadvice", "the node ran out of memory"),
+        ("Task was killed due to the node running low on memory.\nadvice", "ran out of memory"),
         ("ray.exceptions.ActorDiedError: The actor died because\nadvice", "its process died"),
         ("Traceback\nValueError: bad", "ValueError: bad"),
     ],
