@@ -58,7 +58,7 @@ class Trial:
                 yield loaded
 
     def resumes(self) -> int:
-        """Returns how often it resumed from a checkpoint."""
+        """Returns from how many different epochs it resumed."""
         return len({row.get("resumed_from_epoch", 0) for row in self.rows} - {0})
 
     def val_accuracies(self) -> list[float]:
@@ -268,9 +268,11 @@ def _read_trial(run: ResultsDir, name: str, config: dict[str, Any] | None) -> Tr
 
 
 def _status(trial: Trial, run: ResultsDir) -> str:
-    if FAILURE in trial.folder.files:  # even with all rows: it may lack the last checkpoint
-        return "failed"
-    if trial.is_finished():
+    finished = trial.is_finished()
+    if FAILURE in trial.folder.files:
+        latest = trial.latest_checkpoint()  # the last one may be what could not be written
+        return "finished" if finished and latest and latest.epoch == len(trial.rows) else "failed"
+    if finished:
         return "finished"
     if _is_silent(trial, run):
         return "interrupted" if trial.folder.files else "pending"

@@ -221,6 +221,7 @@ def run_main(main: Callable[[], int]) -> typing.NoReturn:
         with suppress(OSError):  # stdout is closed
             sys.stdout.flush()
         os._exit(code)
-    # Everything is printed, so Ctrl-C may cut short what remains to be done at exit.
-    atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    # Everything is printed, so a signal may cut short what remains to be done at exit.
+    for number in interrupt.EXIT_CODES:
+        atexit.register(signal.signal, number, signal.SIG_DFL)
     sys.exit(code)

@@ -86,15 +86,11 @@ def connect(address: str | None) -> str:
                 f"{variable}: too long for the paths of Ray's sockets (set RAY_TMPDIR to a short "
                 f"one): {reason}"
             ) from None
-        raise UserError(
-            f"{where}: {reason} (Is the cluster running? If it uses token authentication, "
-            "set RAY_AUTH_MODE=token.)"
-        ) from None
+        hint = "" if reason.endswith(")") else " (Is the cluster running?)"
+        raise UserError(f"{where}: {reason}{hint}") from None
     except SystemExit:  # SIGTERM: ray.init sets a handler that raises this
         raise KeyboardInterrupt from None
     signal.signal(signal.SIGTERM, interrupt.like_sigint)
-    if not hasattr(context, "address_info"):  # ray://: the driver has none of its own
-        return "on the cluster's head"
     return f"{context.address_info['session_dir']}/logs"
 
 
@@ -111,14 +107,17 @@ def _check_listening(address: str) -> bool:
     """Returns whether an address is HOST:PORT, and something listens there.
 
     Raises:
-        OSError: nothing listens, for which Ray would wait for two minutes, or it is a dashboard's.
+        OSError: nothing listens, for which Ray would wait for two minutes, or the address is of a
+            dashboard or for Ray Client, in which Tune does not work.
     """
     if address.startswith(("http://", "https://")):
-        raise OSError("that is a dashboard's address, for `ray job submit`: give HOST:PORT")
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+        raise OSError("a dashboard's address (give HOST:PORT, or use `ray job submit`)")
+    if address.startswith("ray://"):
+        raise OSError("no Ray Client (start the job on a host of the cluster, or `ray submit` it)")
+    host, _, port = address.rpartition(":")
     if host and port.isdecimal() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=10).close()
-        return "://" not in address
+        return True
     return False
 
 

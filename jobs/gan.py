@@ -34,7 +34,6 @@ from jobs.ray_internals import (
     remove_stale_checkpoint_index,
 )
 from jobs.resources import describe_workers, resolve_worker_group
-from jobs.storage import FAILURE
 from jobs.training import Progress, load_checkpoint_on_all_ranks, run_training
 from models import checkpoint, distributed, gan, gan_metrics, image_data
 
@@ -157,7 +156,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
             # An exception would make Ray restart the workers, with the same losses.
             if rank == 0:
                 reason = f"the losses of epoch {epoch} are not finite"
-                folder.write(FAILURE, f"{reason}: try a lower --lr, under a new --name".encode())
+                storage.write_failure(folder, f"{reason}: try a lower --lr, under a new --name")
             return
         history.append(row | fixed_columns)
         if rank == 0:
@@ -308,13 +307,18 @@ def epochs_done(folder: storage.StorageDir, config: GANConfig) -> int:
     return latest.epoch
 
 
-def main() -> int:
-    config, launch, workers = parse_args()
-    folder = storage.run_dir(launch.storage, launch.name, launch.fresh)
+def check_settings(folder: storage.StorageDir, config: GANConfig) -> None:
+    """Raises UserError if the folder holds a run with other hyperparameters."""
     existing = storage.read_settings(folder, "gan")
     difference = format_difference(existing, asdict(config)) if existing else ""
     if difference:
         storage.refuse_settings(folder, difference)
+
+
+def main() -> int:
+    config, launch, workers = parse_args()
+    folder = storage.run_dir(launch.storage, launch.name, launch.fresh)
+    check_settings(folder, config)
     done, failures = epochs_done(folder, config), []
     if done < config.epochs:
         logs = cluster.connect(launch.address)
@@ -323,7 +327,9 @@ def main() -> int:
         )
         check_batch_covers_workers(workers[1], config)
         cluster.check_storage(folder)
-        storage.acquire_run_dir(folder, "gan", asdict(config))
+        storage.lock_run_dir(folder)
+        check_settings(folder, config)  # again: another command may have started since
+        storage.write_settings(folder, "gan", asdict(config))
         storage.clear_failure(folder)
         remove_stale_checkpoint_index(folder)
         print(f"{pluralize(config.epochs, 'epoch')}, {done} of them done")

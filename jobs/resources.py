@@ -149,10 +149,14 @@ def describe_start(seconds: float, resources: dict[str, float], noun: str) -> st
         total, free = ray.cluster_resources(), ray.available_resources()
     except ray.exceptions.RayError:  # the cluster does not respond
         return status
-    capacity = " and ".join(
-        f"{free.get(kind, 0):g} of {pluralize(total.get(kind, 0), kind)}" for kind in ("CPU", "GPU")
+    reserved = " and ".join(
+        f"{total.get(kind, 0) - free.get(kind, 0):g} of {pluralize(total.get(kind, 0), kind)}"
+        for kind in ("CPU", "GPU")
     )
-    return f"{status}; each {noun} needs {_format_reserved(resources)}; free: {capacity}"
+    return (
+        f"{status}; each {noun} needs {_format_reserved(resources)}; "
+        f"reserved, by this job or others: {reserved}"
+    )
 
 
 def _format_reserved(resources: dict[str, float]) -> str:

@@ -154,16 +154,28 @@ def refuse_settings(folder: StorageDir, difference: str) -> NoReturn:
     )
 
 
-def acquire_run_dir(folder: StorageDir, job: str, settings: dict[str, Any]) -> None:
-    """Writes the settings into the folder and locks it until this process ends.
+def lock_run_dir(folder: StorageDir) -> None:
+    """Creates the folder of a run, and locks it until this process ends.
 
     Raises:
         UserError: the folder is not writable, or another process holds the lock.
     """
+    if not folder.is_local:  # a store of objects has no folders, and no locks
+        return
     try:
-        if folder.is_local:  # a store of objects has no folders
-            folder.filesystem.create_dir(folder.path)
-            _lock(folder)
+        _create_dir(folder)
+        _lock(folder)
+    except OSError as error:
+        raise UserError(f"--storage: {folder.uri} is not writable: {error}") from None
+
+
+def write_settings(folder: StorageDir, job: str, settings: dict[str, Any]) -> None:
+    """Writes the settings of a run, which also shows to its workers that they see its folder.
+
+    Raises:
+        UserError: the folder is not writable.
+    """
+    try:
         folder.write(SETTINGS, json.dumps({job: settings}, indent=2).encode())
     except OSError as error:
         raise UserError(f"--storage: {folder.uri} is not writable: {error}") from None
@@ -214,10 +226,20 @@ def load_latest_checkpoint(
 
 def start_trial(folder: StorageDir, config: dict[str, Any]) -> None:
     """Creates the folder of a trial with its settings, as Tune's readers expect them."""
-    if folder.is_local:
-        folder.filesystem.create_dir(folder.path)
+    _create_dir(folder)
     folder.write("params.json", json.dumps(config, indent=2).encode())
     clear_failure(folder)
+
+
+def _create_dir(folder: StorageDir) -> None:
+    if folder.is_local:
+        folder.filesystem.create_dir(folder.path)
+
+
+def write_failure(folder: StorageDir, reason: str) -> None:
+    """Writes why a trial or run failed permanently, even if it failed before it started."""
+    _create_dir(folder)
+    folder.write(FAILURE, reason.encode())
 
 
 def clear_failure(folder: StorageDir) -> None:
@@ -230,6 +252,8 @@ def write_rows(folder: StorageDir, history: list[dict[str, Any]]) -> None:
     """Writes the rows of all epochs: after a restart, no epoch is there twice."""
     lines = "".join(json.dumps(row) + "\n" for row in history)
     folder.write("result.json", lines.encode())
+    if not history:
+        return
     table = io.StringIO()
     writer = csv.DictWriter(table, {name: None for row in history for name in row})
     writer.writeheader()
@@ -255,8 +279,7 @@ def keep_checkpoint(folder: StorageDir, name: str) -> None:
     if name == KEPT_CHECKPOINT:
         return
     kept = folder.subdir(KEPT_CHECKPOINT)
-    if kept.is_local:
-        kept.filesystem.create_dir(kept.path)
+    _create_dir(kept)
     for file in ("state.pt", "checkpoint.json"):
         kept.write(file, folder.read(f"{name}/{file}"))
 

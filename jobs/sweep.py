@@ -78,6 +78,7 @@ def train_trial(config: dict[str, Any], folder: str) -> None:
     latest, corrupt = storage.load_latest_checkpoint(trial_dir, device)
     history = latest.history if latest else []
     if is_finished(history, config):
+        storage.clear_failure(trial_dir)  # after the last checkpoint
         tune.report(history[-1])
         return
     storage.start_trial(trial_dir, config)
@@ -238,15 +239,17 @@ def main() -> int:
     grids, its_recipes, launch = parse_args()
     trials = {trial_name(config): config for config in trial_configs(*grids)}
     folder = storage.run_dir(launch.storage, launch.name, launch.fresh)
-    settings = grown_settings(folder, {"recipes": its_recipes, "trials": trials})
-    known: Trials = settings["trials"]
+    requested = {"recipes": its_recipes, "trials": trials}
+    known: Trials = grown_settings(folder, requested)["trials"]
     finished, failures = finished_trials(folder, known), []
     done = {name: row for name, row in finished.items() if name in trials}
     if len(done) < len(trials):
         logs = cluster.connect(launch.address)
         resources = resolve_trial_resources(launch.cpus_per_trial, launch.gpus_per_trial)
         cluster.check_storage(folder)
-        storage.acquire_run_dir(folder, "sweep", settings)
+        storage.lock_run_dir(folder)
+        # Read again: another command may have added trials since.
+        storage.write_settings(folder, "sweep", grown_settings(folder, requested))
         print(f"{pluralize(len(trials), 'trial')}, {len(done)} of them done:")
         print("\n".join(f"  {describe(grid)}" for grid in grids))
         print(describe_capacity(resources, launch.max_concurrent))

@@ -13,7 +13,7 @@ from jobs.formatting import format_duration
 from jobs.progress import StatusLine
 from jobs.ray_internals import trial_error
 from jobs.resources import describe_start
-from jobs.storage import FAILURE, StorageDir
+from jobs.storage import StorageDir, write_failure
 from models.recurrent import has_diverged
 
 Config = dict[str, Any]
@@ -91,7 +91,7 @@ class Progress(tune.Callback):
         reason = trial_error(trial)
         self.failed.add(str(trial))
         with suppress(OSError):  # the storage may be what failed
-            self.folder.subdir(str(trial)).write(FAILURE, reason.encode())
+            write_failure(self.folder.subdir(str(trial)), reason)
         self.line.print_line(f"{trial}: failed permanently: {reason}")
 
     def on_trial_recover(

@@ -61,7 +61,8 @@ def measure(count: int, parent: Path) -> dict[str, float]:
     trials = itertools.islice(trial_configs(grid), count)
     configs = {trial_name(config): config for config in trials}
     folder = storage.run_dir(str(parent), f"trials-{count}", fresh=False)
-    storage.acquire_run_dir(folder, "sweep", {"trials": configs})
+    storage.lock_run_dir(folder)
+    storage.write_settings(folder, "sweep", {"trials": configs})
     launch = sweep.SweepLaunchArgs(storage=str(parent), name=folder.name)
     resources = {"cpu": 1.0, "gpu": 0.0}
     progress = tuning.Progress(folder, configs, sweep.epoch_cost, set(), resources)

@@ -29,11 +29,17 @@ def test_unreachable_cluster_is_reported(address):
     ("address", "message"),
     [
         ("127.0.0.1:1", "refused"),
-        ("ray://127.0.0.1:1", "refused"),
+        ("auto", "refused"),
+        ("ray://127.0.0.1:10001", "no Ray Client .*ray submit"),
         ("http://127.0.0.1:8265", "give HOST:PORT"),
     ],
 )
-def test_unreachable_ray_address_is_reported_with_its_variable(monkeypatch, address, message):
+def test_unusable_ray_address_is_reported_with_its_variable(
+    monkeypatch, tmp_path, address, message
+):
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")  # of a dead Ray
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(UserError, match=f"^RAY_ADDRESS={re.escape(address)}: .*{message}"):
         cluster.connect(None)

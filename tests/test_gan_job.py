@@ -350,7 +350,8 @@ def test_too_few_test_images_are_refused(user_error_of, tmp_path):
 def other_run(tmp_path) -> storage.StorageDir:
     """The folder of a run with --betas 0.9,0.999; its only checkpoint has another latent_dim."""
     folder = storage.run_dir(str(tmp_path), "run", fresh=False)
-    storage.acquire_run_dir(folder, "gan", asdict(job.GANConfig(betas=BETAS)))
+    storage.lock_run_dir(folder)
+    storage.write_settings(folder, "gan", asdict(job.GANConfig(betas=BETAS)))
     path = Path(folder.path, "checkpoint_1")
     path.mkdir()
     checkpoint.save(path, gan.GAN(99, 0, 0.1, BETAS).state_dict(), [{"epoch": 1}])
@@ -373,7 +374,8 @@ def test_status_tells_waiting_from_training(tmp_path, monkeypatch):
     folder = storage.open_dir(str(tmp_path))
     storage.write_rows(folder, [{"epoch": 1, "epoch_end_time": 1.0}])  # of an earlier command
     os.utime(tmp_path / "result.json", (0, 0))
-    storage.acquire_run_dir(folder, "gan", {})
+    storage.lock_run_dir(folder)
+    storage.write_settings(folder, "gan", {})
     progress = training.Progress(folder, epochs=3, resources=RESOURCES)
     assert progress._status() == "waiting"
     storage.write_rows(folder, [{"epoch": 1, "epoch_end_time": 1.0}])  # by rank 0, as it starts

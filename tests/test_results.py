@@ -36,6 +36,7 @@ from analysis.results import (
     read_trials,
     trials_table,
 )
+from models import checkpoint
 
 FIRST = TRIAL_NAMES[0]
 
@@ -444,3 +445,14 @@ def test_finished_trials_have_all_epochs_or_stopped_early(tmp_path):
     folder = write_trials(tmp_path / "unfinished", *unfinished)
     with pytest.raises(ResultsError, match=f"{folder}: no finished trial yet"):
         read_finished([str(folder)])
+
+
+@pytest.mark.parametrize(("epochs_saved", "status"), [(2, "finished"), (1, "failed")])
+def test_trial_that_failed_after_its_last_checkpoint_is_finished(tmp_path, epochs_saved, status):
+    config, rows = {"epochs": 2}, [make_row(1), make_row(2)]
+    trial = write_trial(tmp_path, "a", config, rows)
+    write_settings(tmp_path, {"a": config})
+    (trial / "failure.txt").write_text("its process died")
+    (trial / "checkpoint_000000").mkdir()
+    checkpoint.save(trial / "checkpoint_000000", {}, rows[:epochs_saved])
+    assert read(tmp_path)["a"].status == status

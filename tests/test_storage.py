@@ -22,7 +22,8 @@ def create_run(path: Path, name: str = "sweep") -> storage.StorageDir:
     """Creates the folder of a run with the settings of the preset `quick`."""
     folder = storage.run_dir(str(path), name, fresh=False)
     folder.filesystem.create_dir(folder.path)
-    storage.acquire_run_dir(folder, "sweep", QUICK)
+    storage.lock_run_dir(folder)
+    storage.write_settings(folder, "sweep", QUICK)
     return folder
 
 
@@ -85,13 +86,13 @@ def test_fresh_selects_a_new_folder_and_deletes_nothing(tmp_path):
 def test_run_dir_is_locked_until_the_process_ends(tmp_path):
     folder = create_run(tmp_path)
     with pytest.raises(UserError, match="already running in another process"):
-        storage.acquire_run_dir(folder, "sweep", QUICK)
+        storage.lock_run_dir(folder)
 
 
 def test_storage_that_is_not_writable_is_refused(read_only):
     folder = storage.run_dir(str(read_only), "sweep", fresh=False)
     with pytest.raises(UserError, match=f"--storage: {folder.uri} is not writable"):
-        storage.acquire_run_dir(folder, "sweep", QUICK)
+        storage.lock_run_dir(folder)
     with (
         pytest.raises(UserError, match=f"--storage: {read_only} is not writable"),
         storage.marker_file(folder),
@@ -102,7 +103,7 @@ def test_storage_that_is_not_writable_is_refused(read_only):
 def test_bucket_that_does_not_exist_is_refused(moto_server):
     folder = storage.run_dir("s3://nowhere/x", "sweep", fresh=False)
     with pytest.raises(UserError, match="--storage: s3://nowhere/x/sweep is not writable"):
-        storage.acquire_run_dir(folder, "sweep", QUICK)
+        storage.write_settings(folder, "sweep", QUICK)
 
 
 def test_marker_file_leaves_no_file_or_folder(tmp_path):

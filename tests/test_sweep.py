@@ -279,13 +279,11 @@ def test_sweep_says_what_it_waits_for(cluster, tmp_path):
     with subprocess.Popen(command, env=cluster.environment, stdout=pipe, text=True) as other_job:
         assert other_job.stdout.readline() == "occupied\n"
         with cluster.running("jobs/sweep.py", *flags) as driver:
-            waiting = next(line for line in driver.stdout if "free:" in line)
+            waiting = next(line for line in driver.stdout if "reserved" in line)
             other_job.kill()
             output, _ = driver.communicate(timeout=300)
     assert waiting.startswith("starting for ")
-    assert waiting.endswith(
-        "each trial needs 1 CPU and 0 GPUs; free: 0 of 2 CPUs and 0 of 0 GPUs\n"
-    )
+    assert "each trial needs 1 CPU and 0 GPUs; reserved, by this job or others: 2 of 2" in waiting
     assert "1 of 1 trial done" in output
 
 
