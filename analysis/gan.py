@@ -49,17 +49,18 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     run, generators = read_run(args.run)
-    try:
-        data = None if args.pair else image_data.load(run.config["data"])
-    except image_data.DataError as error:
-        raise ResultsError(str(error)) from None
     cli.make_out_dir(args.out)
     out, classifier, paths = args.out, load_classifier(), []
-    if data:
+    if not args.pair:
         paths += plot_grids(run, generators, classifier, out)
+        data = None
+        try:
+            data = image_data.load(run.config["data"])
+        except image_data.DataError as error:
+            print(f"gan.py: no figures that need the dataset: {error}", file=sys.stderr)
         metric_paths, table = plot_metrics(run, generators, data, classifier, out)
         print(table)
-        paths += [*metric_paths, write_training_gif(run, generators, out), out / "quality.csv"]
+        paths += [*metric_paths, write_training_gif(run, generators, out)]
     latest, seed = generators[max(generators)], run.config["seed"]
     name = "figure7_{}_to_{}".format(*args.pair) if args.pair else "figure7"
     pairs = [args.pair] if args.pair else list(PAIRS)

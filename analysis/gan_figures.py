@@ -17,6 +17,11 @@ from models import gan, gan_metrics, image_data
 from models.classifier import Classifier
 from models.rng import make_rng
 
+# Printed where the dataset is not MNIST as it comes with the package.
+OTHER_DATA = (
+    "The metrics use the features of a classifier of MNIST's digits. On other images its classes\n"
+    "(digits.png, Figure 7, confidence, kl_to_uniform, rarest_class_fraction) mean nothing.\n"
+)
 GRID = 8  # rows and columns of a grid of images
 NUM_NEAREST = 2_000  # images whose nearest training image is searched
 
@@ -122,26 +127,31 @@ def plot_losses(rows: pd.DataFrame, out: Path) -> Path:
     return save(figure, data, out, "losses", alt)
 
 
-def plot_quality(rows: pd.DataFrame, baseline: pd.Series, out: Path) -> Path:
-    """Plots the quality metrics over the epochs, with the real-data baseline."""
+def plot_quality(rows: pd.DataFrame, baseline: pd.Series | None, out: Path) -> Path:
+    """Plots the quality metrics over the epochs, with the real-data baseline if it is known."""
     figure, (distance, fractions) = plt.subplots(1, 2, figsize=(9, 3.4))
     distance.semilogy(rows["epoch"], rows["frechet_distance"], "o-", ms=3, color=PALETTE[0])
-    distance.axhline(baseline["frechet_distance"], color="black", lw=1, ls=":")
-    distance.text(0.01, baseline["frechet_distance"] * 1.1, "training images",
-                  transform=distance.get_yaxis_transform())  # fmt: skip
+    if baseline is not None:
+        distance.axhline(baseline["frechet_distance"], color="black", lw=1, ls=":")
+        distance.text(0.01, baseline["frechet_distance"] * 1.1, "training images",
+                      transform=distance.get_yaxis_transform())  # fmt: skip
     distance.set(title="Fréchet distance to the test images", xlabel="epoch")
     for name, color in zip(("precision", "recall", "density", "coverage"), PALETTE, strict=False):
         fractions.plot(rows["epoch"], rows[name], "o-", ms=3, label=name, color=color)
-        fractions.axhline(baseline[name], color=color, lw=1, ls=":")
-    fractions.set(title="dotted: training images", xlabel="epoch", ylabel="fraction")
+        if baseline is not None:
+            fractions.axhline(baseline[name], color=color, lw=1, ls=":")
+            fractions.set_title("dotted: training images")
+    fractions.set(xlabel="epoch", ylabel="fraction")
     fractions.set_ylim(0)
     for axes in (distance, fractions):
         axes.xaxis.get_major_locator().set_params(integer=True)
     fractions.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=4)
     columns = ["epoch", "frechet_distance", "precision", "recall", "density", "coverage"]
     first, last = rows.iloc[0], rows.iloc[-1]
-    alt = f"At epochs {first['epoch']} and {last['epoch']}, and for training images: " + ", ".join(
-        f"{name.replace('_', ' ')} {first[name]:.3g}, {last[name]:.3g}, {baseline[name]:.3g}"
+    shown = [first, last] if baseline is None else [first, last, baseline]
+    also = "" if baseline is None else ", and for training images"
+    alt = f"At epochs {first['epoch']} and {last['epoch']}{also}: " + ", ".join(
+        f"{name.replace('_', ' ')} {', '.join(f'{values[name]:.3g}' for values in shown)}"
         for name in columns[1:]
     )
     return save(figure, rows[columns], out, "quality_over_epochs", alt)
@@ -210,28 +220,34 @@ def plot_nearest(nearest: pd.DataFrame, out: Path) -> Path:
 def plot_metrics(
     run: Trial,
     generators: dict[int, gan.Generator],
-    data: image_data.ImageSplits,
+    data: image_data.ImageSplits | None,
     classifier: Classifier,
     out: Path,
 ) -> tuple[list[Path], str]:
     """Plots losses, quality, digits and nearest images; returns the paths, and a table as text.
 
     Writes quality.csv, too: the metrics of the latest generator and of the baselines.
+
+    Args:
+        data: the run's dataset, or None if it is gone: then only what the rows have is plotted.
     """
-    epoch = max(generators)
+    epoch, rows = max(generators), pd.DataFrame(run.rows)
+    paths = [plot_losses(rows, out)] if len(rows) else []
+    evaluated = rows.dropna(subset="frechet_distance") if "frechet_distance" in rows else None
+    if data is None:
+        if evaluated is not None:
+            paths.append(plot_quality(evaluated, None, out))
+        return paths, f"epoch {epoch} of {run.config['epochs']}, without its dataset"
     z = gan.eval_latents(run.config["seed"], run.config["latent_dim"])
     samples = gan.generate(generators[epoch], z)
     metrics, counts, nearest = quality_tables(samples, data, classifier)
     metrics.rename_axis("metric").reset_index().to_csv(out / "quality.csv", index=False)
-    paths = [plot_digits(counts, metrics, out), plot_nearest(nearest, out)]
-    rows = pd.DataFrame(run.rows)
-    if len(rows):
-        paths.append(plot_losses(rows, out))
-    if "frechet_distance" in rows:
-        evaluated = rows.dropna(subset="frechet_distance")
+    paths = [plot_digits(counts, metrics, out), plot_nearest(nearest, out), *paths]
+    if evaluated is not None:
         paths.append(plot_quality(evaluated, metrics["training images"], out))
+    paths.append(out / "quality.csv")
     medians = nearest.median()
-    return paths, (
+    return paths, OTHER_DATA * bool(run.config["data"]) + (
         f"epoch {epoch} of {run.config['epochs']}, {gan.NUM_EVAL_SAMPLES} samples:\n"
         f"{metrics.to_string(float_format='{:.4g}'.format)}\n"
         f"nearest training image (median distance): generated {medians['generated']:.2f}, "

@@ -218,9 +218,13 @@ def gan_section(results: str, run: int, out: Path) -> tuple[str, list[dict[str, 
     """Returns the figures of a run of the GAN, and its grid of images at each checkpoint."""
     try:
         trial, generators = gan_figures.read_run(results)
-        data = image_data.load(trial.config["data"])
-    except (ResultsError, image_data.DataError) as error:
+    except ResultsError as error:
         return f"<p>{escape(str(error))}</p>", []
+    data, missing = None, ""
+    try:
+        data = image_data.load(trial.config["data"])
+    except image_data.DataError as error:
+        missing = f"<p>No figures that need the dataset: {escape(str(error))}</p>"
     classifier = load_classifier()
     grids = []
     for epoch, generator in generators.items():
@@ -235,7 +239,7 @@ def gan_section(results: str, run: int, out: Path) -> tuple[str, list[dict[str, 
         f'value="{len(grids) - 1}"></figcaption></figure>'
     )
     paths, table = gan_figures.plot_metrics(trial, generators, data, classifier, out)
-    parts = [slider, *map(figure_html, paths)]
+    parts = [slider, *(figure_html(path) for path in paths if path.suffix == ".png")]
     try:
         seed, latest = trial.config["seed"], generators[max(generators)]
         path = plot_interpolation(latest, seed, classifier, list(PAIRS), out)
@@ -243,7 +247,7 @@ def gan_section(results: str, run: int, out: Path) -> tuple[str, list[dict[str, 
     except ResultsError as error:
         parts.append(f"<p>{escape(str(error))}</p>")
     metrics = f'<div class="scroll" tabindex="0"><pre>{escape(table)}</pre></div>'
-    return f'<div class="figures">{"".join(parts)}</div>{metrics}', grids
+    return f'{missing}<div class="figures">{"".join(parts)}</div>{metrics}', grids
 
 
 def _jpeg(image: Any) -> str:

@@ -50,7 +50,7 @@ class GANConfig:
     lr: float = arg(0.0002, "Adam's learning rate, for both networks")
     betas: tuple[float, float] = arg((0.5, 0.999), "Adam's betas, for both networks")
     seed: int = arg(0, "seed of initialization, order and latent vectors")
-    data: str | None = arg(None, "folder of a dataset in MNIST's format (MNIST itself)")
+    data: str | None = arg(None, "fashion-mnist, kmnist, or a folder in MNIST's format (MNIST)")
     keep_every: int = arg(10, "epochs between permanent checkpoints")
     eval_every: int = arg(10, "epochs between evaluations of sample quality")
 
@@ -270,7 +270,7 @@ def parse_args() -> tuple[GANConfig, GANLaunchArgs, tuple[int, int] | None]:
     parser.add_dataclass("launch", GANLaunchArgs)
     args = parser.parse_args()
     config = replace(PRESETS[args.preset], **cli.explicit_args(args, GANConfig))
-    if config.data:
+    if config.data and config.data not in image_data.NAMED_DATASETS:
         config = replace(config, data=os.path.abspath(os.path.expanduser(config.data)))
     launch = GANLaunchArgs(**cli.explicit_args(args, GANLaunchArgs))
     launch = replace(launch, name=launch.name or f"gan-{args.preset}")

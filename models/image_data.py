@@ -1,14 +1,19 @@
 """28x28 grayscale images: MNIST, which comes with the package, or a dataset in its format.
 
 data = load()                         # MNIST (LeCun et al. 1998)
+data = load("fashion-mnist")          # downloaded once by torchvision; or load(folder)
 data.train.images                     # (60000, 28, 28) uint8
 normalize(data.train.images[:64])     # (64, 784) float32, from -1 to 1
 """
 
+import fcntl
 import gzip
 import hashlib
+import io
 import struct
+import tempfile
 import zlib
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +23,10 @@ from torch import Tensor
 IMAGE_SIZE = 28  # pixels, height and width
 PIXELS = IMAGE_SIZE * IMAGE_SIZE
 MNIST = Path(__file__).parent / "mnist"
+
+# Classes of torchvision.datasets in MNIST's format, by their names here: Fashion-MNIST (Xiao et al.
+# 2017) and KMNIST (Clanuwat et al. 2018).
+NAMED_DATASETS = {"fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
 
 # Checksums published by the distributors of MNIST.
 MD5 = {
@@ -53,22 +62,51 @@ class ImageSplits:
         return ImageSplits(self.train.to(device), self.test.to(device))
 
 
-def load(folder: str | Path | None = None) -> ImageSplits:
+def load(source: str | Path | None = None) -> ImageSplits:
     """Reads the four files of a dataset, gzipped or not.
 
     Args:
-        folder: holds files with MNIST's names; default: MNIST as it comes with the package, which
-            is checked against its published MD5 sums.
+        source: a name in NAMED_DATASETS, or a folder of files with MNIST's names. Default: MNIST as
+            it comes with the package, which is checked against its published MD5 sums.
 
     Raises:
-        DataError: a file is missing or invalid.
+        DataError: a file is missing or invalid, or cannot be downloaded.
     """
-    if folder:
-        path, check_md5 = Path(folder), False
+    if source in NAMED_DATASETS:
+        path, check_md5 = named_dataset(str(source)), False
+    elif source:
+        path, check_md5 = Path(source), False
     else:
         path, check_md5 = MNIST, True
     train, test = (_load_split(path, split, check_md5) for split in ("train", "t10k"))
     return ImageSplits(train, test)
+
+
+def named_dataset(name: str) -> Path:
+    """Returns the folder of a named dataset; one process of each host downloads it.
+
+    Raises:
+        DataError: it is not on this host, and cannot be downloaded.
+    """
+    from torchvision import datasets  # slow to import
+
+    dataset = getattr(datasets, NAMED_DATASETS[name])
+    root = Path(torch.hub.get_dir()).parent / "datasets"  # beside torch's own downloads
+    folder = root / name
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with (root / f".{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                print(f"downloading {name} to {folder}", flush=True)
+                with tempfile.TemporaryDirectory(dir=root) as parent:
+                    with redirect_stdout(io.StringIO()):
+                        raw_folder = dataset(parent, download=True).raw_folder
+                    Path(raw_folder).rename(folder)  # complete, or not there
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{name} is not in {folder}, and not downloaded: {reason}") from None
+    return folder
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -98,9 +136,9 @@ def _load_split(folder: Path, split: str, check_md5: bool) -> LabeledImages:
 
 def _read_idx(folder: Path, name: str, dimensions: int, check_md5: bool) -> tuple[Tensor, Path]:
     """Reads a file in IDX format: a magic number, the shape, the values, all big-endian."""
-    path = folder / name
-    if not path.exists():
-        path = folder / f"{name}.gz"
+    dotted = name.replace("-idx", ".idx")  # the names of some mirrors
+    names = [name, f"{name}.gz", dotted, f"{dotted}.gz"]
+    path = next((folder / n for n in names if (folder / n).exists()), folder / f"{name}.gz")
     try:
         content = path.read_bytes()
     except OSError as error:

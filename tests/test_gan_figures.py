@@ -148,14 +148,21 @@ def test_run_before_its_first_epoch_has_figures_without_losses(
     assert not (tmp_path / "out" / "losses.png").exists()
 
 
+def test_run_without_its_dataset_has_all_figures_that_do_not_need_it(call_main, gan_copy, tmp_path):
+    settings = gan_copy / "settings.json"
+    settings.write_text(settings.read_text().replace("dataset", "no such folder"))
+    done = call_main(analysis.gan.main, gan_copy, "--out", tmp_path / "out")
+    assert done.returncode == 0
+    assert "no figures that need the dataset: " in done.stderr
+    assert "no such folder/train-images-idx3-ubyte.gz" in done.stderr
+    written = {path.name for path in (tmp_path / "out").glob("*.png")}
+    assert {"figure4.png", "figure5.png", "figure6.png", "losses.png"} <= written
+    assert not {"digits.png", "nearest.png"} & written
+
+
 def without_checkpoints(run: Path) -> None:
     for folder in run.glob("checkpoint_*"):
         shutil.rmtree(folder)
-
-
-def without_images(run: Path) -> None:
-    settings = run / "settings.json"
-    settings.write_text(settings.read_text().replace("dataset", "no such folder"))
 
 
 def with_another_latent_dim(run: Path) -> None:
@@ -167,7 +174,6 @@ def with_another_latent_dim(run: Path) -> None:
     ("damage", "message"),
     [
         (without_checkpoints, "no valid checkpoint yet"),
-        (without_images, "no such folder/train-images-idx3-ubyte.gz"),
         (with_another_latent_dim, "checkpoint_2: not a GAN with latent_dim 100"),
     ],
 )

@@ -1,9 +1,17 @@
 import gzip
+import hashlib
 import shutil
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
 from mnist_files import write_idx
+from torchvision.datasets import FashionMNIST
 
 from models import image_data
 
@@ -79,6 +87,74 @@ def test_changed_byte_changes_no_pixel_or_is_detected(dataset):
         except image_data.DataError:
             detected += 1
     assert detected > len(content) / 2
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_names_with_dots_are_read(dataset, suffix):
+    expected = image_data.load(dataset).train.images
+    for path in [*dataset.iterdir()]:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        path.unlink()
+        name = path.name.removesuffix(".gz").replace("-idx", ".idx") + suffix
+        (dataset / name).write_bytes(gzip.compress(content) if suffix else content)
+    assert torch.equal(image_data.load(dataset).train.images, expected)
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch) -> Iterator[tuple[Path, list[str]]]:
+    """The folder of a server in place of Fashion-MNIST's, and the paths it was asked for."""
+    folder, sent = tmp_path / "mirror", []
+    folder.mkdir()
+    for split in ("train", "t10k"):
+        write_idx(folder, f"{split}-images-idx3-ubyte.gz", [7] * 3 * 784, 3, 28, 28)
+        write_idx(folder, f"{split}-labels-idx1-ubyte.gz", [0, 4, 9], 3)
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            sent.append(self.path)
+            super().do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    files = [(path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in folder.iterdir()]
+    monkeypatch.setattr(FashionMNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+    monkeypatch.setattr(FashionMNIST, "resources", files)
+    yield folder, sent
+    server.shutdown()
+    server.server_close()
+
+
+def test_named_dataset_is_downloaded_once(mirror, capsys):
+    folder, sent = mirror
+    with ThreadPoolExecutor(4) as threads:  # as the workers of a host
+        loaded = [*threads.map(image_data.load, ["fashion-mnist"] * 4)]
+    expected = image_data.load(folder)
+    for data in loaded:
+        assert torch.equal(data.train.images, expected.train.images)
+        assert torch.equal(data.test.labels, expected.test.labels)
+    assert capsys.readouterr().out.count("downloading fashion-mnist") == 1
+    assert {*sent} == {f"/{path.name}" for path in folder.iterdir()}
+    requests = len(sent)
+    image_data.load("fashion-mnist")
+    assert len(sent) == requests
+
+
+def test_interrupted_download_leaves_nothing_and_is_repeated(mirror, tmp_path):
+    labels = mirror[0] / "t10k-labels-idx1-ubyte.gz"
+    content = labels.read_bytes()
+    labels.write_bytes(content[:-1])
+    with pytest.raises(image_data.DataError, match=r"is not in .*downloaded") as error:
+        image_data.load("fashion-mnist")
+    assert "\n" not in str(error.value)
+    datasets = tmp_path / "torch" / "datasets"
+    assert {path.name for path in datasets.iterdir()} == {".fashion-mnist.lock"}
+    labels.write_bytes(content)
+    assert len(image_data.load("fashion-mnist").test) == 3
 
 
 def test_packaged_mnist_is_checked_against_its_md5_sums(tmp_path, monkeypatch):
