@@ -62,10 +62,14 @@ class Cluster:
         return json.loads(done.stdout)
 
     @contextmanager
-    def node(self) -> Iterator[Callable[[], None]]:
-        """Adds a node with one CPU; yields a function that kills it and all its processes."""
+    def node(self, *flags: str) -> Iterator[Callable[[], None]]:
+        """Adds a node with one CPU; yields a function that kills it and all its processes.
+
+        Args:
+            flags: more flags of `ray start`; they override the ones set here.
+        """
         command = [RAY, "start", "--address", self.address, "--num-cpus=1", "--num-gpus=0"]
-        command += ["--object-store-memory=100000000", "--disable-usage-stats", *ANY_PORT]
+        command += ["--object-store-memory=100000000", "--disable-usage-stats", *ANY_PORT, *flags]
         with tempfile.TemporaryFile("w+") as output:
             start = subprocess.Popen(
                 command,
