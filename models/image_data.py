@@ -13,7 +13,7 @@ import io
 import struct
 import tempfile
 import zlib
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,10 +93,13 @@ def named_dataset(name: str) -> Path:
     dataset = getattr(datasets, NAMED_DATASETS[name])
     root = Path(torch.hub.get_dir()).parent / "datasets"  # beside torch's own downloads
     folder = root / name
+    if folder.exists():
+        return folder
     try:
         root.mkdir(parents=True, exist_ok=True)
         with (root / f".{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with suppress(OSError):  # without locks, each process downloads it
+                fcntl.flock(lock, fcntl.LOCK_EX)
             if not folder.exists():
                 print(f"downloading {name} to {folder}", flush=True)
                 with tempfile.TemporaryDirectory(dir=root) as parent:
@@ -104,6 +107,8 @@ def named_dataset(name: str) -> Path:
                         raw_folder = dataset(parent, download=True).raw_folder
                     Path(raw_folder).rename(folder)  # complete, or not there
     except (OSError, RuntimeError) as error:
+        if folder.exists():  # another process was faster
+            return folder
         reason = " ".join(str(error).split())
         raise DataError(f"{name} is not in {folder}, and not downloaded: {reason}") from None
     return folder

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import gzip
 import hashlib
 import shutil
@@ -142,6 +144,15 @@ def test_named_dataset_is_downloaded_once(mirror, capsys):
     requests = len(sent)
     image_data.load("fashion-mnist")
     assert len(sent) == requests
+
+
+def test_named_dataset_is_downloaded_to_a_file_system_without_locks(mirror, monkeypatch):
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    loaded = image_data.load("fashion-mnist")
+    assert torch.equal(loaded.train.images, image_data.load(mirror[0]).train.images)
 
 
 def test_interrupted_download_leaves_nothing_and_is_repeated(mirror, tmp_path):

@@ -58,11 +58,16 @@ def home(tiny, gan_run, tmp_path, monkeypatch) -> Path:
         "gan-report": gan_run,
     }.items():
         shutil.copytree(run, tmp_path / "ray_results" / name)
-    (tmp_path / "fashion-mnist").symlink_to(gan_run.parent / "dataset")
+    named = tmp_path / ".cache" / "torch" / "datasets" / "fashion-mnist"
+    named.parent.mkdir(parents=True)
+    for folder in (tmp_path / "images", named):
+        folder.symlink_to(gan_run.parent / "dataset")
     for folder in ("jobs", "analysis", "docs", "tests"):
         (tmp_path / folder).symlink_to(REPO / folder)
     monkeypatch.setattr(gan, "NUM_EVAL_SAMPLES", 200)  # no test reads these figures
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("TORCH_HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
