@@ -34,6 +34,7 @@ from jobs.ray_internals import (
     remove_stale_checkpoint_index,
 )
 from jobs.resources import describe_workers, resolve_worker_group
+from jobs.tensorboard import EventFile
 from jobs.training import Progress, load_checkpoint_on_all_ranks, run_training
 from models import checkpoint, distributed, gan, gan_metrics, image_data
 
@@ -139,6 +140,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     history = latest.history if latest else []
     if rank == 0:
         storage.write_rows(folder, history)  # tells the driver that the workers have started
+        events = EventFile(folder, asdict(hyperparameters), len(history))
     if latest:
         model.load_state_dict(latest.state)
     else:
@@ -161,6 +163,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
         history.append(row | fixed_columns)
         if rank == 0:
             storage.write_rows(folder, history)
+            events.write_epoch(row, model.generator)
         save_and_report(hyperparameters, model, history[-1], history, rank)
 
 

@@ -15,6 +15,7 @@ import torch
 from mnist_files import mnist_subset
 from processes import FORWARDED_MESSAGE, running_script, session_without_agents, wait_for
 from ray import train
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from analysis.results import read_trials
 from jobs import cluster, interrupt, ray_internals, storage, training
@@ -75,6 +76,10 @@ def assert_identical(folder: Path, reference: Path) -> None:
     measured = ("epoch", "loss_d", "loss_g", "d_real", "d_fake", "frechet_distance", "recall")
     for row, same in zip(read_rows(folder), read_rows(reference), strict=True):
         assert [row.get(name) for name in measured] == [same.get(name) for name in measured]
+    for run in (folder, reference):
+        events = EventAccumulator(str(run)).Reload()
+        assert [event.step for event in events.Scalars("loss_d")] == [1, 2, 3, 4, 5]
+        assert [event.step for event in events.Images("samples")] == [2, 4, 5]
 
 
 def assert_close_to_single_worker(folder: Path, data: Path) -> None:

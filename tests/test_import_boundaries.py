@@ -66,6 +66,7 @@ def test_every_imported_package_is_declared():
     requirements = [text for text in requires("memory-and-digits") if "extra ==" not in text]
     declared = {re.match(r"[\w-]+", text)[0].lower() for text in requirements}
     distributions = {"PIL": "pillow", "grpc": "grpcio", "yaml": "pyyaml"}
+    distributions["tensorboardX"] = "tensorboardx"
     for package in FORBIDDEN_IMPORTS:
         for file in (REPO / package).glob("**/*.py"):
             third_party = imported_packages(file) - sys.stdlib_module_names - {*FORBIDDEN_IMPORTS}
