@@ -30,11 +30,10 @@ from PIL import Image
 
 from analysis import gan_figures
 from analysis.cli import ResultsError
-from analysis.horizon_figures import describe_horizon, plot_horizon
 from analysis.images import describe_predictions, image_grid, prediction_table
 from analysis.interpolation import PAIRS, plot_interpolation
-from analysis.results import CONFIG_COLUMNS, Trial, read_trials, trials_table
-from analysis.sweep_figures import describe_sweep, plot_sweep
+from analysis.results import Trial, read_trials, trials_table
+from analysis.run_figures import is_gan, is_sweep, plot_finished
 from analysis.tables import default_columns
 from analysis.transfer import add_num_test_samples
 from models import image_data
@@ -195,21 +194,11 @@ def failures(trials: list[Trial]) -> str:
 
 
 def sweep_section(trials: list[Trial], num_test_samples: int, out: Path) -> str:
-    """Returns the figures of a sweep's finished trials.
-
-    They are those of the script that jobs/sweep.py names when such a sweep is done.
-    """
+    """Returns the findings and figures of a sweep's finished trials."""
     finished = [trial for trial in trials if trial.is_finished()]
     if not finished:
         return "<p>No finished trial yet: no figures.</p>"
-    if any(
-        trial.config["stop_after_solved_epochs"] or trial.config["variant"] != "full"
-        for trial in trials
-    ):
-        findings, paths = describe_horizon(finished, trials), plot_horizon(finished, trials, out)
-    else:
-        findings = describe_sweep(finished, trials)
-        paths = plot_sweep(finished, trials, num_test_samples, out)
+    findings, paths = plot_finished(finished, trials, num_test_samples, out)
     lines = "".join(f"<p>{escape(line)}</p>" for line in findings)
     return f'{lines}<div class="figures">{"".join(map(figure_html, paths))}</div>'
 
@@ -296,15 +285,6 @@ def page(results: list[str], num_test_samples: int) -> str:
         "data": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
     }
     return render(TEMPLATE.read_text(), content)
-
-
-def is_gan(trials: list[Trial]) -> bool:
-    return "latent_dim" in trials[0].config
-
-
-def is_sweep(trials: list[Trial]) -> bool:
-    required = {*CONFIG_COLUMNS, "variant", "epochs", "hidden_size", "stop_after_solved_epochs"}
-    return all(required <= trial.config.keys() for trial in trials)
 
 
 def render(template: str, content: dict[str, str]) -> str:

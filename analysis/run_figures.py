@@ -1,0 +1,67 @@
+"""All figures of a run: those that the script for its kind of run makes."""
+
+from contextlib import suppress
+from pathlib import Path
+
+from analysis import gan_figures
+from analysis.cli import ResultsError
+from analysis.horizon_figures import describe_horizon, plot_horizon
+from analysis.interpolation import PAIRS, plot_interpolation
+from analysis.results import CONFIG_COLUMNS, Trial
+from analysis.sweep_figures import describe_sweep, plot_sweep
+from models import image_data
+from models.classifier import load_classifier
+
+
+def is_gan(trials: list[Trial]) -> bool:
+    return "latent_dim" in trials[0].config
+
+
+def is_sweep(trials: list[Trial]) -> bool:
+    required = {*CONFIG_COLUMNS, "variant", "epochs", "hidden_size", "stop_after_solved_epochs"}
+    return all(required <= trial.config.keys() for trial in trials)
+
+
+def plot_finished(
+    finished: list[Trial], trials: list[Trial], num_test_samples: int, out: Path
+) -> tuple[list[str], list[Path]]:
+    """Returns the findings and figures of a sweep.
+
+    They are those of the script that jobs/sweep.py names when such a sweep is done.
+    """
+    if any(
+        trial.config["stop_after_solved_epochs"] or trial.config["variant"] != "full"
+        for trial in trials
+    ):
+        return describe_horizon(finished, trials), plot_horizon(finished, trials, out)
+    return describe_sweep(finished, trials), plot_sweep(finished, trials, num_test_samples, out)
+
+
+def plot_run(
+    results: str, trials: list[Trial], num_test_samples: int, out: Path
+) -> tuple[list[str], list[Path]]:
+    """Returns the findings and figures of a run; none before a trial of a sweep is finished.
+
+    Raises:
+        ResultsError: the GAN has no valid checkpoint yet, or its dataset cannot be read.
+    """
+    if is_gan(trials):
+        return _plot_gan(results, out)
+    finished = [trial for trial in trials if is_sweep(trials) and trial.is_finished()]
+    return plot_finished(finished, trials, num_test_samples, out) if finished else ([], [])
+
+
+def _plot_gan(results: str, out: Path) -> tuple[list[str], list[Path]]:
+    run, generators = gan_figures.read_run(results)
+    try:
+        data = image_data.load(run.config["data"])
+    except image_data.DataError as error:
+        raise ResultsError(str(error)) from None
+    classifier = load_classifier()
+    paths = gan_figures.plot_grids(run, generators, classifier, out)
+    more, table = gan_figures.plot_metrics(run, generators, data, classifier, out)
+    paths += more
+    with suppress(ResultsError):  # it does not generate these digits yet
+        latest = generators[max(generators)]
+        paths.append(plot_interpolation(latest, run.config["seed"], classifier, list(PAIRS), out))
+    return table.splitlines(), paths
