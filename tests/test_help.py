@@ -7,6 +7,7 @@ import pytest
 SCRIPTS = [
     *("jobs.sweep", "jobs.gan"),
     *("analysis.trials", "analysis.sweep", "analysis.horizon", "analysis.gan", "analysis.report"),
+    "analysis.export",
     *("bench_sweep", "bench_gan", "bench_scale", "soak"),
 ]
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from importlib.metadata import requires
 from pathlib import Path
@@ -14,6 +15,7 @@ FORBIDDEN_IMPORTS = {
     "jobs": {"matplotlib", "analysis"},
     "analysis": {"jobs"},
 }
+OPTIONAL = {"mlflow", "wandb"}  # extras of the same names in pyproject.toml
 
 
 def imported_packages(file: Path) -> set[str]:
@@ -54,6 +56,15 @@ def test_scripts_of_analysis_import_no_other_script():
         assert not imported & scripts, file.name
 
 
+def test_optional_packages_are_imported_by_one_file_when_they_are_used():
+    for package in FORBIDDEN_IMPORTS:
+        for file in {*(REPO / package).glob("**/*.py")} - {REPO / "analysis" / "trackers.py"}:
+            assert not imported_packages(file) & OPTIONAL, file.name
+    code = "import sys, analysis.export; print({'mlflow', 'wandb'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
 def test_only_one_file_imports_a_private_name_of_ray():
     """Any release may move it. This finds names with an underscore, not overridden methods."""
     for folder in (*FORBIDDEN_IMPORTS, "tests"):
@@ -63,11 +74,15 @@ def test_only_one_file_imports_a_private_name_of_ray():
 
 
 def test_every_imported_package_is_declared():
-    requirements = [text for text in requires("memory-and-digits") if "extra ==" not in text]
+    all_requirements = requires("memory-and-digits")
+    requirements = [text for text in all_requirements if "extra ==" not in text]
     declared = {re.match(r"[\w-]+", text)[0].lower() for text in requirements}
     distributions = {"PIL": "pillow", "grpc": "grpcio", "yaml": "pyyaml"}
     distributions["tensorboardX"] = "tensorboardx"
     for package in FORBIDDEN_IMPORTS:
         for file in (REPO / package).glob("**/*.py"):
             third_party = imported_packages(file) - sys.stdlib_module_names - {*FORBIDDEN_IMPORTS}
-            assert {distributions.get(name, name) for name in third_party} <= declared, file.name
+            required = {distributions.get(name, name) for name in third_party - OPTIONAL}
+            assert required <= declared, file.name
+    for name in OPTIONAL:
+        assert any(f"extra == '{name}'" in text.replace('"', "'") for text in all_requirements)

@@ -79,6 +79,7 @@ def test_gan_writes_its_checkpoints_to_a_bucket(cluster, call_main, tmp_path):
     assert f"2 of 2 epochs done: s3://{BUCKET}/gan\n" in done.stdout
     (run,) = read_trials(f"s3://{BUCKET}/gan")
     assert sorted(checkpoint.epoch for checkpoint in run.checkpoints()) == [0, 1, 2]
+    assert len(run.folder.names("events.out.tfevents.")) == 1
     done = call_main(analysis.gan.main, f"s3://{BUCKET}/gan", "--out", tmp_path / "figures")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "figures" / "figure6.png").exists()
