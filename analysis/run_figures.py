@@ -43,7 +43,7 @@ def plot_run(
     """Returns the findings and figures of a run; none before a trial of a sweep is finished.
 
     Raises:
-        ResultsError: the GAN has no valid checkpoint yet, or its dataset cannot be read.
+        ResultsError: the GAN has no valid checkpoint yet.
     """
     if is_gan(trials):
         return _plot_gan(results, out)
@@ -53,10 +53,9 @@ def plot_run(
 
 def _plot_gan(results: str, out: Path) -> tuple[list[str], list[Path]]:
     run, generators = gan_figures.read_run(results)
-    try:
+    data = None
+    with suppress(image_data.DataError):  # it is gone: only what does not need it is plotted
         data = image_data.load(run.config["data"])
-    except image_data.DataError as error:
-        raise ResultsError(str(error)) from None
     classifier = load_classifier()
     paths = gan_figures.plot_grids(run, generators, classifier, out)
     more, table = gan_figures.plot_metrics(run, generators, data, classifier, out)

@@ -78,7 +78,7 @@ def metrics_of(row: dict[str, Any]) -> dict[str, float]:
 def texts_of(trial: Trial) -> dict[str, str]:
     """Returns what is known about a trial in words: hardware, versions, status, the error."""
     texts = {name: value for name, value in trial.rows[-1].items() if isinstance(value, str)}
-    return texts | {"status": trial.status, "error": trial.error, "folder": trial.folder.path}
+    return texts | {"status": trial.status, "error": trial.failure, "folder": trial.folder.path}
 
 
 def summary_of(trials: list[Trial]) -> Trial:

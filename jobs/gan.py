@@ -313,8 +313,7 @@ def epochs_done(folder: storage.StorageDir, config: GANConfig) -> int:
 def check_settings(folder: storage.StorageDir, config: GANConfig) -> None:
     """Raises UserError if the folder holds a run with other hyperparameters."""
     existing = storage.read_settings(folder, "gan")
-    difference = format_difference(existing, asdict(config)) if existing else ""
-    if difference:
+    if existing and (difference := format_difference(existing, asdict(config))):
         storage.refuse_settings(folder, difference)
 
 
