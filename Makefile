@@ -60,14 +60,14 @@ test: lint test-tools .venv-mlflow/installed
 	$(PYTHON) -m venv .venv-mlflow && .venv-mlflow/bin/python -m pip install --quiet 'mlflow>=3,<4' \
 	  && touch $@ || echo "some tests will be skipped: mlflow cannot be installed"
 
-# The hosts of the tests are network namespaces, each with an sshd, and pages are opened in a
-# browser. Where these tools are missing, the tests that need them are skipped and say so.
+# The hosts of the tests are network namespaces, each with an sshd, some with a slurmd, and pages are
+# opened in a browser. Where these tools are missing, the tests that need them are skipped and say so.
 test-tools:
-	@for tool in ip sshd rsync chromium chromedriver; do \
+	@for tool in ip sshd rsync chromium chromedriver munged slurmctld slurmd; do \
 	  PATH=$$PATH:/usr/sbin command -v $$tool > /dev/null || missing=yes; done; \
 	if [ "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends \
-	    iproute2 openssh-server rsync chromium chromium-driver \
+	    iproute2 openssh-server rsync chromium chromium-driver munge slurm-wlm \
 	  || echo "some tests will be skipped: apt-get failed"; fi
 
 compat: .venv/installed

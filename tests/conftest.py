@@ -38,7 +38,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # jobs find a Ray of this process, not 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # They run first, so that none of them runs alone at the end.
-LONGEST = ["ray_up", "sweep", "gan_job", "s3", "faults", "autoscaling", "gan_figures"]
+LONGEST = ["ray_up", "sweep", "gan_job", "slurm", "s3", "faults", "autoscaling", "gan_figures"]
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by markers

@@ -61,6 +61,29 @@ def _missing_requirements() -> str:
 MISSING = _missing_requirements()
 needs_hosts = pytest.mark.skipif(bool(MISSING), reason=f"hosts are namespaces: needs {MISSING}")
 
+
+def create_venv(folder: Path, path: str, *packages: str) -> None:
+    """Creates a virtual environment with pip, ray and what this machine's environment has.
+
+    Args:
+        folder: where this process creates it.
+        path: what it is called on the hosts.
+        packages: more folders on the hosts with packages.
+    """
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (site_packages,) = folder.glob("lib/python*/site-packages")
+    lines = [str(Path(torch.__file__).parent.parent), *packages]
+    (site_packages / "of-the-machine.pth").write_text("\n".join(lines) + "\n")
+    for tool in ("pip", "ray"):
+        (entry,) = entry_points(group="console_scripts", name=tool)
+        script = folder / "bin" / tool
+        script.write_text(
+            f"#!{path}/bin/python\n"
+            f"from {entry.module} import {entry.attr}\nraise SystemExit({entry.attr}())\n"
+        )
+        script.chmod(0o755)
+
+
 # Runs as the first process of a host: when it ends, all other processes of the host end.
 BOOT = """
 set -e
@@ -98,20 +121,7 @@ class Host:
 
     def _create_home(self) -> None:
         self.home.mkdir(parents=True)
-        python = self.home / "venv" / "bin" / "python"
-        subprocess.run(
-            [sys.executable, "-m", "venv", "--without-pip", self.home / "venv"], check=True
-        )
-        (site_packages,) = (self.home / "venv").glob("lib/python*/site-packages")
-        (site_packages / "of-the-machine.pth").write_text(f"{Path(torch.__file__).parent.parent}\n")
-        for tool in ("pip", "ray"):
-            (entry,) = entry_points(group="console_scripts", name=tool)
-            script = python.with_name(tool)
-            script.write_text(
-                f"#!{HOME}/venv/bin/{python.name}\n"
-                f"from {entry.module} import {entry.attr}\nraise SystemExit({entry.attr}())\n"
-            )
-            script.chmod(0o755)
+        create_venv(self.home / "venv", f"{HOME}/venv")
         # The host has no network; what the suite needs is installed.
         (self.home / ".config" / "pip").mkdir(parents=True)
         (self.home / ".config" / "pip" / "pip.conf").write_text(

@@ -18,7 +18,7 @@ from processes import REPO
 import analysis.gan
 from models import gan
 
-PROGRAMS = ("python", "ray", "make", "pip", "tune", "tensorboard", ".")
+PROGRAMS = ("python", "ray", "make", "pip", "tune", "tensorboard", "sbatch", ".")
 README = (REPO / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.M | re.S)  # (language, text)
 
@@ -62,7 +62,7 @@ def home(tiny, gan_run, tmp_path, monkeypatch) -> Path:
     named.parent.mkdir(parents=True)
     for folder in (tmp_path / "images", named):
         folder.symlink_to(gan_run.parent / "dataset")
-    for folder in ("jobs", "analysis", "docs", "tests"):
+    for folder in ("jobs", "analysis", "deploy", "docs", "tests"):
         (tmp_path / folder).symlink_to(REPO / folder)
     monkeypatch.setattr(gan, "NUM_EVAL_SAMPLES", 200)  # no test reads these figures
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -81,6 +81,10 @@ def check(words: list[str], home: Path, monkeypatch) -> None:
         subprocess.run(["make", "-n", *arguments], cwd=REPO, check=True, capture_output=True)
     elif program == "ray":
         check_ray(arguments, home, monkeypatch)
+    elif program == "sbatch":
+        (batch,) = [word for word in arguments if word.endswith(".sbatch")]
+        assert (home / batch).exists()
+        check_script(arguments[arguments.index(batch) + 1 :], home, monkeypatch)
     elif program == "tune":
         done = subprocess.run(
             [Path(sys.executable).parent / "tune", *arguments], capture_output=True, text=True
