@@ -100,7 +100,8 @@ def accuracy_figure(
     figure, axes = plt.subplots(figsize=(7, 4))
     for (cell, init), accuracies in summary.groupby(["cell", "init"]):
         seeds = _format_range(accuracies["seeds"])
-        label = f"{CELL_LABELS[cell]}, {init} initialization, mean and range of {seeds} seeds"
+        seeds += " seed" if seeds == "1" else " seeds"
+        label = f"{CELL_LABELS[cell]}, {init} initialization, mean and range of {seeds}"
         if lengths:
             label += f"\n   effective length: {format_length(lengths[cell, init])}"
         _plot_accuracy(axes, cell, init, accuracies, label)

@@ -301,10 +301,9 @@ def epochs_done(folder: storage.StorageDir, config: GANConfig) -> int:
     latest, _ = storage.load_latest_checkpoint(folder)
     if latest is None:
         return 0
+    model = gan.GAN(config.latent_dim, config.seed, config.lr, config.betas)
     try:
-        gan.GAN(config.latent_dim, config.seed, config.lr, config.betas).load_state_dict(
-            latest.state
-        )
+        model.load_state_dict(latest.state)
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{folder.subdir(latest.name).uri}: not a checkpoint of this GAN") from None
     return latest.epoch
