@@ -252,7 +252,7 @@ def make_trainer(
         ),
         run_config=train.RunConfig(
             name=folder.name,
-            storage_path=folder.parent,
+            **folder.parent_for_ray,
             checkpoint_config=train.CheckpointConfig(
                 num_to_keep=1 + config.epochs // config.keep_every,
                 checkpoint_score_attribute="keep",

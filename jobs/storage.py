@@ -63,6 +63,12 @@ class StorageDir:
         return (self._base_uri.rpartition("/")[0] or "/") + self.options
 
     @property
+    def parent_for_ray(self) -> dict[str, Any]:
+        """The parent folder, as settings of a run of Ray."""
+        parent = self.path.rpartition("/")[0] or "/"
+        return {"storage_path": parent, "storage_filesystem": self.filesystem}
+
+    @property
     def is_local(self) -> bool:
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
@@ -96,6 +102,10 @@ def open_dir(storage: str) -> StorageDir:
         filesystem, path = fs.FileSystem.from_uri(storage)
     except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
         raise UserError(f"--storage {storage}: {error}") from None
+    if filesystem.type_name == "s3":  # permission for its parent folders may lack
+        _, (options,) = filesystem.__reduce__()
+        options["check_directory_existence_before_creation"] = True
+        filesystem = fs.S3FileSystem(**options)
     return StorageDir(storage, filesystem, path.rstrip("/"))
 
 

@@ -145,7 +145,7 @@ def make_tuner(
         ),
         run_config=tune.RunConfig(
             name=folder.name,
-            storage_path=folder.parent,
+            **folder.parent_for_ray,
             callbacks=[progress, TBXLoggerCallback()],
             checkpoint_config=tune.CheckpointConfig(num_to_keep=3),
             failure_config=tune.FailureConfig(max_failures=3),

@@ -1,10 +1,13 @@
 """Runs whose storage is a bucket of an S3 server on this machine's loopback interface."""
 
+import json
+import urllib.request
 from collections.abc import Iterator
 
 import boto3
 import clusters
 import pytest
+from botocore.exceptions import ClientError
 from conftest import GRID
 from fake_experiments import MEASURED
 from mnist_files import mnist_subset
@@ -30,6 +33,33 @@ def cluster(bucket) -> Iterator[clusters.Cluster]:
     """A cluster whose nodes find the server in their environment."""
     with clusters.started("--num-cpus=2") as cluster:
         yield cluster
+
+
+@pytest.fixture
+def write_permission_for_a_prefix(bucket, moto_server, monkeypatch) -> Iterator[str]:
+    """The only prefix in which the keys of this process can read and write."""
+    iam = boto3.client("iam")
+    iam.create_user(UserName="student")
+    statements = [
+        {"Action": ["s3:ListBucket", "s3:HeadBucket"], "Resource": f"arn:aws:s3:::{BUCKET}"},
+        {"Action": "s3:*", "Resource": f"arn:aws:s3:::{BUCKET}/course/student/*"},
+    ]
+    policy = {
+        "Version": "2012-10-17",
+        "Statement": [{"Effect": "Allow", **each} for each in statements],
+    }
+    iam.put_user_policy(UserName="student", PolicyName="own", PolicyDocument=json.dumps(policy))
+    key = iam.create_access_key(UserName="student")["AccessKey"]
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", key["AccessKeyId"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", key["SecretAccessKey"])
+
+    def check_permissions_after(requests: float) -> None:
+        url, headers = f"http://{moto_server}/moto-api/reset-auth", {"Content-Type": "text/plain"}
+        urllib.request.urlopen(urllib.request.Request(url, str(requests).encode(), headers))
+
+    check_permissions_after(0)
+    yield "course/student"
+    check_permissions_after(float("inf"))
 
 
 def metrics(results: str) -> dict[str, list[tuple]]:
@@ -96,3 +126,18 @@ def test_uri_can_name_the_server(bucket, moto_server, monkeypatch):
     results = f"s3://{BUCKET}/named/one{options}"
     assert f"1 of 1 trial done: {results}\n" in done.stdout
     assert len(read_trials(results)) == 1
+
+
+def test_jobs_need_permission_for_their_prefix_only(write_permission_for_a_prefix, tmp_path):
+    with pytest.raises(ClientError, match="AccessDenied"):
+        boto3.Session().client("s3").put_object(Bucket=BUCKET, Key="other", Body=b"")
+    storage = f"s3://{BUCKET}/{write_permission_for_a_prefix}"
+    sweep = ["jobs/sweep.py", "--cells", "rnn", "--lengths", 3, "--seeds", 0, "--epochs", 1]
+    sweep += ["--num-sequences", 2000]
+    data = mnist_subset(tmp_path / "dataset", 1280, 200)
+    gan = ["jobs/gan.py", "--data", data, "--epochs", 1, "--cpus-per-worker", 1]
+    for name, command in {"sweep": sweep, "gan": gan}.items():
+        done = run_script(*command, "--storage", storage, "--name", name)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (trial,) = read_trials(f"{storage}/{name}")
+        assert trial.status == "finished"
