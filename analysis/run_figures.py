@@ -59,7 +59,7 @@ def _plot_gan(results: str, out: Path) -> tuple[list[str], list[Path]]:
     classifier = load_classifier()
     paths = gan_figures.plot_grids(run, generators, classifier, out)
     more, table = gan_figures.plot_metrics(run, generators, data, classifier, out)
-    paths += more
+    paths += [path for path in more if path.suffix == ".png"]
     with suppress(ResultsError):  # it does not generate these digits yet
         latest = generators[max(generators)]
         paths.append(plot_interpolation(latest, run.config["seed"], classifier, list(PAIRS), out))
