@@ -82,6 +82,7 @@ def main() -> int:
                 print(f"\r{run}: trial {number} of {len(started)}", end="", flush=True)
         if started and not args.no_figures:
             figures = export_figures(run, trials, tracker, args.num_test_samples)
+        tracker.finish()
         if sys.stdout.isatty():
             print("\r\033[K", end="")
         count = f"{len(started)} of {len(trials)} trials"

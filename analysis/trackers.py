@@ -42,6 +42,9 @@ class Tracker(Protocol):
     def figures_version(self, trials: list[Trial]) -> str:
         """Returns the version of the figures that were exported last, empty without any."""
 
+    def finish(self) -> None:
+        """Completes what was written so far."""
+
     def where(self) -> str:
         """Says where the exported runs are."""
 
@@ -153,6 +156,9 @@ class MlflowTracker:
             run = self._find(summary_of(trials))
             return run.data.tags.get("figures_version", "") if run else ""
 
+    def finish(self) -> None:
+        pass  # every request is complete
+
     def where(self) -> str:
         return f"in MLflow: {self.uri}"
 
@@ -242,6 +248,15 @@ class WandbTracker:
         entry = self.record.get(export_id(summary_of(trials)), {})
         return str(entry.get("figures_version", ""))
 
+    def finish(self) -> None:
+        """Waits until wandb's process has written all files, then records what is in them."""
+        self.wandb.teardown()
+        if not self.record:
+            return
+        temporary = self.record_path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.record, indent=2))
+        temporary.replace(self.record_path)
+
     def where(self) -> str:
         return f"to upload: wandb sync {self.out}/wandb/offline-run-*"
 
@@ -253,9 +268,6 @@ class WandbTracker:
 
     def _record(self, trial: Trial, entry: dict[str, Any]) -> None:
         self.record[export_id(trial)] = self.record.get(export_id(trial), {}) | entry
-        temporary = self.record_path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.record, indent=2))
-        temporary.replace(self.record_path)
 
 
 def _milliseconds(row: dict[str, Any]) -> int:
