@@ -55,10 +55,12 @@ test: lint test-tools .venv-mlflow/installed
 	$(PYTEST)
 
 # The MLflow server of the tests, in an environment of its own: it pins versions of packages that
-# others need newer. Without it, the tests that need it are skipped and say so.
+# others need newer. Without it, the tests that need it are skipped and say so. Most of its files are
+# never imported, and need no bytecode.
 .venv-mlflow/installed:
-	$(PYTHON) -m venv .venv-mlflow && .venv-mlflow/bin/python -m pip install --quiet 'mlflow>=3,<4' \
-	  && touch $@ || echo "some tests will be skipped: mlflow cannot be installed"
+	$(PYTHON) -m venv .venv-mlflow \
+	  && .venv-mlflow/bin/python -m pip install --quiet --no-compile 'mlflow>=3,<4' && touch $@ \
+	  || echo "some tests will be skipped: mlflow cannot be installed"
 
 # The hosts of the tests are network namespaces, each with an sshd, some with a slurmd, and pages are
 # opened in a browser. Where these tools are missing, the tests that need them are skipped and say so.
