@@ -168,7 +168,7 @@ def main() -> None:
             sys.exit(f"{side}: failed")
         lines = output_of(python, "-m", "pip", "list", "--format", "freeze").lower().split()
         found = dict(line.split("==") for line in lines)
-        rows.append([side, *(found[package] for package in oldest)])
+        rows.append([side, *(found[package.lower()] for package in oldest)])
     for row in (["", *oldest], *rows):  # as in README.md
         print(f"| {' | '.join(row)} |")
 
