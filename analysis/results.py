@@ -18,7 +18,7 @@ from pyarrow import fs
 
 from analysis.cli import ResultsError
 from models import checkpoint
-from models.recurrent import should_stop
+from models.recurrent_training import should_stop
 
 # What makes a trial of a sweep a different one, beside its seed.
 CONFIG_COLUMNS = ["cell", "init", "length"]

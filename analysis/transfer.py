@@ -7,7 +7,8 @@ import pandas as pd
 
 from analysis.results import CONFIG_COLUMNS, Trial
 from models.palindromes import Sequences, palindromes
-from models.recurrent import CELLS, NUM_CLASSES, RecurrentNetwork, predict
+from models.recurrent import CELLS, NUM_CLASSES, RecurrentNetwork
+from models.recurrent_training import predict
 
 
 def load_network(trial: Trial) -> RecurrentNetwork | None:

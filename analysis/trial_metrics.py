@@ -8,7 +8,8 @@ import pandas as pd
 from analysis.figures import CELL_LABELS
 from analysis.results import CONFIG_COLUMNS, Trial, trials_table
 from models.palindromes import num_train
-from models.recurrent import NUM_CLASSES, has_diverged
+from models.recurrent import NUM_CLASSES
+from models.recurrent_training import has_diverged
 
 CHANCE_ACCURACY = 1 / NUM_CLASSES
 SOLVED_THRESHOLD = 0.99  # validation accuracy from which on a length counts as solved

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from models import gradient_flow, palindromes, recurrent
+from models.recurrent_training import evaluate, lr_multiplier, train_epoch
 from models.rng import make_rng
 
 EVAL_SUBSET_SIZE = 500  # sequences of the validation split that are evaluated within an epoch
@@ -34,7 +35,7 @@ class Learner:
         self.optimizer = OPTIMIZERS[config["optimizer"]](self.network.parameters(), lr=config["lr"])
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer,
-            lambda step: recurrent.lr_multiplier(
+            lambda step: lr_multiplier(
                 step, steps * config["epochs"], config["warmup_steps"], config["lr_schedule"]
             ),
         )
@@ -72,17 +73,17 @@ def run_epoch(
             updates.record(float(learner.schedule.get_last_lr()[0]))
         learner.schedule.step()
         if step in eval_steps:
-            within_epoch.append(recurrent.evaluate(network, val_subset)[1])
+            within_epoch.append(evaluate(network, val_subset)[1])
 
     epoch_start = time.perf_counter()
     perm = torch.randperm(len(train_split), generator=make_rng(config["seed"], "order", epoch))
     perm = perm.to(train_split.targets.device)
-    train_loss = recurrent.train_epoch(
+    train_loss = train_epoch(
         network, learner.optimizer, train_split, perm, config["batch_size"], config["grad_clip"],
         after_step,
     )  # fmt: skip
     train_end = time.perf_counter()
-    val_loss, val_accuracy = recurrent.evaluate(network, val_split)
+    val_loss, val_accuracy = evaluate(network, val_split)
     row: dict[str, Any] = {
         "epoch": epoch,
         "training_iteration": epoch,

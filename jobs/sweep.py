@@ -44,7 +44,8 @@ from jobs.grid import (
 from jobs.learner import Learner, run_epoch
 from jobs.ray_internals import describe_error
 from jobs.resources import DEFAULT_GPU_FRACTION, describe_capacity, resolve_trial_resources
-from models import checkpoint, palindromes, recurrent
+from models import checkpoint, palindromes
+from models.recurrent_training import has_diverged, should_stop
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def train_trial(config: dict[str, Any], folder: str) -> None:
 
 
 def is_finished(history: list[dict[str, Any]], config: dict[str, Any]) -> bool:
-    return recurrent.should_stop(history, config["epochs"], config["stop_after_solved_epochs"])
+    return should_stop(history, config["epochs"], config["stop_after_solved_epochs"])
 
 
 def save_and_report(
@@ -266,7 +267,7 @@ def main() -> int:
         unfinished = len(trials) - len(done)
         if unfinished and not failures and not interrupt.interrupted.is_set():
             failures.append(f"{pluralize(unfinished, 'trial')}, whose errors could not be stored")
-    diverged = [name for name, row in done.items() if recurrent.has_diverged(row)]
+    diverged = [name for name, row in done.items() if has_diverged(row)]
     if diverged:
         print(f"diverged: {', '.join(diverged)}: try a lower --lr, under a new --name")
     uses_recipe = any(

@@ -14,7 +14,7 @@ from jobs.progress import StatusLine
 from jobs.ray_internals import trial_error
 from jobs.resources import describe_start
 from jobs.storage import StorageDir, write_failure
-from models.recurrent import has_diverged
+from models.recurrent_training import has_diverged
 
 Config = dict[str, Any]
 

@@ -1,9 +1,7 @@
-"""Recurrent cells (LSTM, RNN, GRU), their initializations, and one epoch of training.
+"""Recurrent cells (LSTM, RNN, GRU) and their initializations.
 
     network = build("lstm", hidden_size=128, init="uniform", seed=0, length=20)
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.001, fused=True)
-    loss = train_epoch(network, optimizer, data.train, perm, batch_size=128)
-    loss, accuracy = evaluate(network, data.validation)
+    logits = network(digits)  # (batch, 20) -> (batch, 10)
 
 Each cell is here twice, over the same parameters: unrolled as its equations, to read and to test
 against, and as torch's native kernel (oneDNN on a CPU, cuDNN on a GPU), to train with.
@@ -14,18 +12,16 @@ A new cell is one class like those below: decorated with @register("name"), with
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.palindromes import Sequences
 from models.rng import make_rng
 
 NUM_CLASSES = 10  # d_out of the report
 DIGIT_MEAN, DIGIT_STD = 4.5, math.sqrt(8.25)  # of a digit that is uniform on 0 ... 9
-SOLVED_ACCURACY = 0.999  # validation accuracy from which on an epoch counts as solved
 
 # raw: the digit as one number (d_in = 1, as in the report). standardized: that number minus
 # DIGIT_MEAN, divided by DIGIT_STD. one-hot: ten numbers, one of which is 1.
@@ -82,11 +78,24 @@ def lstm_chrono(cell: CellParameters, length: int, rng: torch.Generator) -> None
 
     The time scales of the memory cells are then spread up to `length`.
     """
-    time_scales = torch.empty(cell.hidden_size).uniform_(1, max(length - 1, 1), generator=rng)
     b_i, b_f, *_ = cell.bias_ih.chunk(4)
-    b_f.copy_(time_scales.log())
+    b_f.copy_(_chrono_bias(cell.hidden_size, length, rng))
     b_i.copy_(-b_f)
     cell.bias_hh[: 2 * cell.hidden_size] = 0
+
+
+def gru_chrono(cell: CellParameters, length: int, rng: torch.Generator) -> None:
+    """As uniform, with b_z ~ log U(1, length - 1): PyTorch's update gate z keeps the old state.
+
+    After Tallec & Ollivier 2018, whose gate lets the new state in: it is 1 - z.
+    """
+    update_gate = slice(cell.hidden_size, 2 * cell.hidden_size)
+    cell.bias_ih[update_gate] = _chrono_bias(cell.hidden_size, length, rng)
+    cell.bias_hh[update_gate] = 0
+
+
+def _chrono_bias(hidden_size: int, length: int, rng: torch.Generator) -> Tensor:
+    return torch.empty(hidden_size).uniform_(1, max(length - 1, 1), generator=rng).log()
 
 
 class RecurrentNetwork(nn.Module):
@@ -213,6 +222,7 @@ class GRU(RecurrentNetwork):
     """
 
     rnn_class = nn.GRU
+    initializers: ClassVar = {**RecurrentNetwork.initializers, "chrono": gru_chrono}
 
     def unroll(self, x: Tensor) -> Iterator[dict[str, Tensor]]:
         cell = self.cell  # torch's order of the gates is r, z, n
@@ -269,87 +279,3 @@ def build(
     with torch.no_grad():
         network.initializers[init](network.cell, length, rng)
     return network
-
-
-def lr_multiplier(step: int, total_steps: int, warmup_steps: int, lr_schedule: str) -> float:
-    """Returns the factor of the learning rate at a step, counted from 0.
-
-    Args:
-        total_steps: number of training steps.
-        warmup_steps: steps of linear warmup from 0.
-        lr_schedule: cosine, half a wave from 1 to 0 (Loshchilov & Hutter 2017), or constant.
-    """
-    warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
-    if lr_schedule == "cosine":
-        return warmup * 0.5 * (1 + math.cos(math.pi * step / total_steps))
-    return warmup
-
-
-def should_stop(history: list[dict[str, Any]], epochs: int, solved_epochs: int | None) -> bool:
-    """Returns whether training is over: after `epochs`, by early stopping, or because it diverged.
-
-    Args:
-        history: one row of metrics for each completed epoch, with its val_accuracy and losses.
-        solved_epochs: stop after this many epochs in a row at SOLVED_ACCURACY, or None: never.
-    """
-    if len(history) >= epochs or (history and has_diverged(history[-1])):
-        return True
-    if solved_epochs is None or len(history) < solved_epochs:
-        return False
-    return all(row["val_accuracy"] >= SOLVED_ACCURACY for row in history[-solved_epochs:])
-
-
-def has_diverged(row: dict[str, Any]) -> bool:
-    """Returns whether a loss of an epoch is not finite: further training would not change that."""
-    return not math.isfinite(row.get("train_loss", 0) + row.get("val_loss", 0))
-
-
-def train_epoch(
-    network: RecurrentNetwork,
-    optimizer: torch.optim.Optimizer,
-    data: Sequences,
-    perm: Tensor,
-    batch_size: int,
-    grad_clip: float | None = None,
-    after_step: Callable[[int], None] = lambda step: None,
-) -> float:
-    """Trains for one epoch and returns its mean cross entropy (nats).
-
-    Args:
-        perm: (num_sequences,) the order of the sequences; an incomplete last batch is dropped.
-        grad_clip: maximum norm of the gradient, or None.
-        after_step: called after each step with the number of steps of this epoch so far.
-    """
-    network.train()
-    steps = len(perm) // batch_size
-    total = torch.zeros((), device=perm.device)
-    for step, batch in enumerate(perm[: steps * batch_size].view(steps, batch_size), start=1):
-        loss = F.cross_entropy(network(data.digits[batch]), data.targets[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        if grad_clip is not None:
-            nn.utils.clip_grad_norm_(network.parameters(), grad_clip)
-        optimizer.step()
-        total += loss.detach()  # read once an epoch: reading a GPU's number waits for the GPU
-        after_step(step)
-    return (total / steps).item()
-
-
-@torch.inference_mode()
-def predict(network: RecurrentNetwork, data: Sequences, batch_size: int = 500) -> Tensor:
-    """Returns the logits of every sequence, (num_sequences, 10).
-
-    Restores the training mode: in evaluation mode, cuDNN computes no gradients afterwards.
-    """
-    training = network.training
-    network.eval()
-    logits = torch.cat([network(digits) for digits in data.digits.split(batch_size)])
-    network.train(training)
-    return logits
-
-
-def evaluate(network: RecurrentNetwork, data: Sequences) -> tuple[float, float]:
-    """Returns the mean cross entropy (nats) and the accuracy (0 to 1) on `data`."""
-    logits = predict(network, data)
-    accuracy = (logits.argmax(1) == data.targets).double().mean()
-    return F.cross_entropy(logits, data.targets).item(), accuracy.item()

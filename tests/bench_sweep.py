@@ -31,7 +31,8 @@ from analysis.results import Trial, read_trials
 from jobs import machine
 from jobs.cluster import WORKER_ENVIRONMENT
 from models.palindromes import num_train, palindromes
-from models.recurrent import build, train_epoch
+from models.recurrent import build
+from models.recurrent_training import train_epoch
 
 BATCH_SIZE, HIDDEN_SIZE = 128, 128
 ROUNDS = 3

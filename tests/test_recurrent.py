@@ -6,16 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.palindromes import palindromes
-from models.recurrent import (
-    CELLS,
-    INPUT_ENCODINGS,
-    build,
-    evaluate,
-    lr_multiplier,
-    predict,
-    should_stop,
-    train_epoch,
-)
+from models.recurrent import CELLS, INPUT_ENCODINGS, build
+from models.recurrent_training import evaluate, lr_multiplier, predict, should_stop, train_epoch
 from models.rng import make_rng
 
 

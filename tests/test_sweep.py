@@ -34,7 +34,8 @@ from jobs.cluster import WORKER_ENVIRONMENT
 from jobs.learner import EVAL_SUBSET_SIZE
 from models.gradient_flow import gradient_norms
 from models.palindromes import palindromes
-from models.recurrent import build, evaluate
+from models.recurrent import build
+from models.recurrent_training import evaluate
 
 pytestmark = pytest.mark.ray
 

@@ -10,7 +10,8 @@ from analysis.results import Trial, read_trials
 from analysis.transfer import add_num_test_samples, evaluate_transfer, unseen_sequences
 from models import checkpoint
 from models.palindromes import Sequences, palindromes
-from models.recurrent import CELLS, RecurrentNetwork, build, evaluate
+from models.recurrent import CELLS, RecurrentNetwork, build
+from models.recurrent_training import evaluate
 
 LENGTHS, SEEDS = (3, 5), (0, 1)
 ENCODING = "one-hot"
