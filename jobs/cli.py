@@ -105,6 +105,7 @@ class DataclassParser(argparse.ArgumentParser):
         group.add_argument(
             "--preset",
             choices=summaries,
+            metavar="NAME",
             default=default,
             help=f"base of the flags below ({default})",
         )

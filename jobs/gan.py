@@ -54,6 +54,7 @@ class GANConfig:
     data: str | None = arg(None, "fashion-mnist, kmnist, or a folder in MNIST's format (MNIST)")
     keep_every: int = arg(10, "epochs between permanent checkpoints")
     eval_every: int = arg(10, "epochs between evaluations of sample quality")
+    tf32: bool = arg(False, "TF32 instead of IEEE float32, on GPUs")
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     rank = worker.get_world_rank()
     storage.check_visible(folder)
     torch.set_num_threads(num_threads)
+    machine.set_gpu_precision(hyperparameters.tf32)
     device = get_device()
     if device.type == "cpu":
         distributed.pin_threads_to_cores(
@@ -195,10 +197,8 @@ def run_epoch(
     is_due = epoch % config.eval_every == 0 or epoch == config.epochs
     if is_due and is_finite(row):
         row |= evaluator.evaluate(model.generator, rank)
-    return row | {
-        "epoch_seconds": time.perf_counter() - epoch_start,
-        "epoch_end_time": time.time(),  # seconds since 1970
-    }
+    row["epoch_seconds"] = time.perf_counter() - epoch_start
+    return row | {"epoch_end_time": time.time()}  # seconds since 1970
 
 
 def is_finite(row: dict[str, Any]) -> bool:
@@ -231,8 +231,7 @@ def make_trainer(
     resources: dict[str, float],
 ) -> TorchTrainer:
     """Returns the trainer, with a fixed number of workers or an elastic range."""
-    min_workers, max_workers = workers
-    elastic = min_workers < max_workers
+    elastic = workers[0] < workers[1]
     controller_failures = 3
     if elastic:  # after a node is lost, Ray first waits for the previous number of workers
         os.environ.setdefault(WORKER_GROUP_START_TIMEOUT, "10")
@@ -246,7 +245,7 @@ def make_trainer(
         },
         torch_config=RayInterfaceTorchConfig(backend="nccl" if resources["gpu"] else "gloo"),
         scaling_config=train.ScalingConfig(
-            num_workers=workers if elastic else max_workers,
+            num_workers=workers if elastic else workers[1],
             use_gpu=resources["gpu"] > 0,
             resources_per_worker={kind.upper(): n for kind, n in resources.items() if n},
         ),
@@ -312,7 +311,8 @@ def epochs_done(folder: storage.StorageDir, config: GANConfig) -> int:
 def check_settings(folder: storage.StorageDir, config: GANConfig) -> None:
     """Raises UserError if the folder holds a run with other hyperparameters."""
     existing = storage.read_settings(folder, "gan")
-    if existing and (difference := format_difference(existing, asdict(config))):
+    # TF32 was not a setting of older versions.
+    if existing and (difference := format_difference({"tf32": False} | existing, asdict(config))):
         storage.refuse_settings(folder, difference)
 
 

@@ -32,9 +32,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class GridConfig:
-    """A grid of trials. A run can grow by other values of its axes, the first five."""
+    """A grid of trials. A run can grow by other values of its axes, the first five.
 
-    cells: tuple[str, ...] = arg(("lstm", "rnn"), f"networks: {', '.join(recurrent.CELLS)}")
+    Optimizer, learning rate and clipping are those of the handout of the report's course.
+    """
+
+    cells: tuple[str, ...] = arg(("lstm", "rnn", "gru"), f"networks: {', '.join(recurrent.CELLS)}")
     lengths: tuple[int, ...] = arg(range(3, 25), "sequence lengths, in digits read")
     seeds: tuple[int, ...] = arg(range(3), "seeds of data, initialization and order")
     inits: tuple[str, ...] = arg(("uniform",), ", ".join(recurrent.INIT_NAMES))
@@ -44,18 +47,23 @@ class GridConfig:
     batch_size: int = arg(128, "batch size")
     lr: float = arg(0.001, "learning rate")
     hidden_size: int = arg(128, "size of the hidden state")
-    optimizer: Literal["adam", "rmsprop"] = arg("adam", "optimizer")
-    grad_clip: float | None = arg(None, "maximum gradient norm")
+    optimizer: Literal["adam", "rmsprop"] = arg("rmsprop", "optimizer")
+    grad_clip: float | None = arg(10.0, "maximum gradient norm, or none")
     warmup_steps: int = arg(0, "linear warmup steps")
     lr_schedule: Literal["constant", "cosine"] = arg("constant", "learning rate schedule")
     input_encoding: recurrent.InputEncoding = arg("raw", "encoding of a digit")
     stop_after_solved_epochs: int | None = arg(None, "early stopping: consecutive epochs at 99.9 %")
     evals_per_epoch: int = arg(1, "evaluations per epoch, evenly spaced")
     probe: bool = arg(False, "gradient norm at each time step, each epoch")
+    tf32: bool = arg(False, "TF32 instead of IEEE float32, on GPUs")
 
+
+# What the report leaves open, as most people would choose it today.
+ADAM = GridConfig(cells=("lstm", "rnn"), optimizer="adam", grad_clip=None)
 
 # The recipe of each cell, which trains stably at long lengths (docs/horizon.md).
-BASE_RECIPE = GridConfig(
+BASE_RECIPE = replace(
+    ADAM,
     warmup_steps=100,
     lr_schedule="cosine",
     input_encoding="standardized",
@@ -78,15 +86,33 @@ class Preset(NamedTuple):
     any_cell: bool = False  # the first grid may train any registered cell
 
 
+def with_long_lengths(grid: GridConfig) -> tuple[GridConfig, GridConfig]:
+    """Returns the grids of the report's figures: Figure 3 is the LSTM at 25-35 for 5 epochs."""
+    return grid, replace(grid, cells=("lstm",), lengths=tuple(range(25, 36)), epochs=5)
+
+
 PRESETS = {
     "figures": Preset(
         "the report's Figures 1-3: lengths 3-24, LSTM also 25-35",
-        (GridConfig(), GridConfig(cells=("lstm",), lengths=tuple(range(25, 36)), epochs=5)),
+        with_long_lengths(GridConfig()),
+        any_cell=True,
+    ),
+    "figures-adam": Preset(
+        "the same for LSTM and RNN with Adam, gradients unclipped",
+        with_long_lengths(ADAM),
         any_cell=True,
     ),
     "quick": Preset(
         "6 lengths from 3 to 20, 2 seeds, 10 epochs: minutes on 2 cores",
-        (GridConfig(lengths=(3, 5, 8, 12, 16, 20), seeds=(0, 1), epochs=10, num_sequences=20_000),),
+        (
+            GridConfig(
+                cells=("lstm", "rnn"),
+                lengths=(3, 5, 8, 12, 16, 20),
+                seeds=(0, 1),
+                epochs=10,
+                num_sequences=20_000,
+            ),
+        ),
         any_cell=True,
     ),
     "recipe": Preset(
@@ -113,7 +139,7 @@ PRESETS = {
     ),
 }
 ABLATION_PRESET = Preset(
-    "all variants, at lengths 35 and 100, with preset horizon",
+    "preset horizon at 35 and 100 digits, all variants",
     tuple(replace(grid, lengths=(35, 100)) for grid in (SMALL_BUDGET_LSTM, SMALL_BUDGET_RNN)),
 )
 
@@ -156,10 +182,12 @@ def growth_conflict(existing: dict[str, Any], requested: dict[str, Any]) -> str:
         existing: {"recipes": see recipes(), "trials": settings by name} of the run.
         requested: the same, of a command.
     """
-    before, after = existing["recipes"], requested["recipes"]
+    new_settings = {"tf32": False}  # those that runs of older versions lack
+    before = [new_settings | recipe for recipe in existing["recipes"]]
+    after = requested["recipes"]
     if len(before) != len(after):
         return f"{pluralize(len(before), 'recipe')} there, {len(after)} here"
-    trials = existing["trials"]
+    trials = {name: new_settings | config for name, config in existing["trials"].items()}
     pairs = [*zip(before, after, strict=True)]
     pairs += [(trials[name], new) for name, new in requested["trials"].items() if name in trials]
     for old, new in pairs:

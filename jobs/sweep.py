@@ -84,6 +84,7 @@ def train_trial(config: dict[str, Any], folder: str) -> None:
         return
     storage.start_trial(trial_dir, config)
     machine.configure_torch(num_threads=int(reserved["CPU"]))
+    machine.set_gpu_precision(config["tf32"])
     data = palindromes.palindromes(config["seed"], config["length"], config["num_sequences"])
     train_split, val_split = data.train.to(device), data.validation.to(device)
     learner = Learner(config, len(train_split) // config["batch_size"], device)

@@ -36,14 +36,22 @@ def parse_grids(monkeypatch) -> Callable[..., tuple[GridConfig, ...]]:
 
 def test_default_preset_is_the_grid_of_the_report(parse_grids):
     configs = trial_configs(*parse_grids())
-    expected = {("lstm", n, 20) for n in range(3, 25)} | {("rnn", n, 20) for n in range(3, 25)}
+    expected = {(cell, n, 20) for cell in ("lstm", "rnn", "gru") for n in range(3, 25)}
     expected |= {("lstm", n, 5) for n in range(25, 36)}
     assert {(c["cell"], c["length"], c["epochs"]) for c in configs} == expected
     assert len(configs) == 3 * len(expected)
     common = {"num_sequences": 100_000, "batch_size": 128, "lr": 0.001, "hidden_size": 128}
-    common |= {"optimizer": "adam", "grad_clip": None, "init": "uniform"}
+    common |= {"optimizer": "rmsprop", "grad_clip": 10.0, "init": "uniform", "tf32": False}
     for config in configs:
         assert common.items() <= config.items()
+
+
+def test_figures_with_adam_differ_in_optimizer_and_clipping_only(parse_grids):
+    with_adam = {trial_name(c): c for c in trial_configs(*parse_grids("--preset", "figures-adam"))}
+    default = {trial_name(c): c for c in trial_configs(*parse_grids()) if c["cell"] != "gru"}
+    assert with_adam == {
+        name: config | {"optimizer": "adam", "grad_clip": None} for name, config in default.items()
+    }
 
 
 @pytest.mark.parametrize("preset", [*PRESETS.values(), ABLATION_PRESET], ids=[*PRESETS, "ablation"])
@@ -58,8 +66,8 @@ def test_preset_is_valid_and_its_trials_have_distinct_names(preset):
         # Each grid has the override, and keeps its own epochs.
         (
             "figures",
-            {"seeds": (4,), "grad_clip": 10.0},
-            tuple(replace(g, seeds=(4,), grad_clip=10.0) for g in PRESETS["figures"].grids),
+            {"seeds": (4,), "grad_clip": 1.0},
+            tuple(replace(g, seeds=(4,), grad_clip=1.0) for g in PRESETS["figures"].grids),
         ),
         # A second grid without a new trial is dropped.
         ("figures", {"lengths": (3, 30)}, (GridConfig(lengths=(3, 30)),)),
@@ -150,7 +158,7 @@ def test_ablation_variants_follow_the_flags(parse_grids, flags, variants):
         ({"inits": ("chrono",)}, "unknown init 'chrono' of the rnn"),
         ({"cells": ("lstm",), "inits": ("zero",)}, "unknown init 'zero' of the lstm"),
         ({"variants": ("no-luck",)}, "--variants no-luck: choose from full, clip"),
-        ({"variants": ("no-clip",)}, "--variants no-clip: has no effect"),
+        ({"variants": ("no-clip",), "grad_clip": None}, "--variants no-clip: has no effect"),
         ({"epochs": 0}, "--epochs 0: must be positive"),
         ({"lr": -1.0}, "--lr -1.0: must be positive"),
         ({"lr": float("nan")}, "--lr nan: must be positive"),
@@ -172,7 +180,9 @@ def test_settings_that_cannot_be_run_are_refused(overrides, message):
 
 
 def test_description_lists_the_axes_of_a_grid():
-    grid = GridConfig(lengths=(3, 4, 5, 9), seeds=(0,), variants=("full", "one-hot"))
+    grid = GridConfig(
+        ("lstm", "rnn"), lengths=(3, 4, 5, 9), seeds=(0,), variants=("full", "one-hot")
+    )
     assert describe(grid) == (
         "lstm,rnn x lengths 3-5,9 x seeds 0 x inits uniform x variants full,one-hot"
         " x 20 epochs of 100000 sequences"
@@ -213,6 +223,13 @@ def test_run_grows_by_other_values_of_its_axes(preset, before, after):
     assert growth_conflict(*both) == ""
 
 
+def test_run_of_a_version_without_tf32_grows():
+    before, after = (settings(PRESETS["quick"], each) for each in (SMALL, SMALL | {"seeds": (7,)}))
+    for config in (*before["recipes"], *before["trials"].values()):
+        del config["tf32"]
+    assert growth_conflict(before, after) == ""
+
+
 COSINE = SMALL | {"lr_schedule": "cosine"}
 
 
@@ -233,7 +250,7 @@ COSINE = SMALL | {"lr_schedule": "cosine"}
             "quick",
             SMALL | {"variants": ("full", "clip")},
             SMALL | {"lengths": (9,), "grad_clip": 5.0},
-            "grad_clip: none there, 5.0 here",
+            "grad_clip: 10.0 there, 5.0 here",
         ),
         ("horizon", {}, {"lengths": (9,), "warmup_steps": 7}, "warmup_steps: 100 there, 7 here"),
         ("figures", {"cells": ("lstm",)}, SMALL, "2 recipes there, 1 here"),

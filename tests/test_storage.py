@@ -42,7 +42,7 @@ def read_only(tmp_path) -> Iterator[Path]:
     ("flags", "difference"),
     [
         ("--preset quick --epochs 9", "epochs: 10 there, 9 here"),
-        ("--preset quick --seeds 0-3,7 --grad-clip 10", "grad_clip: none there, 10.0 here"),
+        ("--preset quick --seeds 0-3,7 --grad-clip 1", "grad_clip: 10.0 there, 1.0 here"),
         (
             "--preset figures",
             "1 recipe there, 2 here",
