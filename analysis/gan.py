@@ -19,7 +19,7 @@ from pathlib import Path
 
 from analysis.cli import ResultsError
 from analysis.gan_figures import plot_grids, plot_metrics, read_run, write_training_gif
-from analysis.interpolation import PAIRS, plot_interpolation
+from analysis.interpolation import PAIRS, plot_interpolation, plot_smoothness
 from models import image_data
 from models.classifier import load_classifier
 
@@ -62,6 +62,8 @@ def main() -> int:
         print(table)
         paths += [*metric_paths, write_training_gif(run, generators, out)]
     latest, seed = generators[max(generators)], run.config["seed"]
+    if not args.pair and (path := plot_smoothness(latest, seed, classifier, out)):
+        paths.append(path)
     name = "figure7_{}_to_{}".format(*args.pair) if args.pair else "figure7"
     pairs = [args.pair] if args.pair else list(PAIRS)
     try:

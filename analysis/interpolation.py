@@ -1,4 +1,4 @@
-"""Figure 7: interpolation between two digits in the latent space."""
+"""Interpolation between two digits in the latent space: Figure 7, and how smooth it is."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from analysis.cli import ResultsError
-from analysis.figures import save
+from analysis.figures import PALETTE, save
 from analysis.images import prediction_table, show_image
 from models import gan
 from models.classifier import Classifier
@@ -17,6 +17,7 @@ from models.gan_metrics import classify
 NUM_STEPS = 7  # images between the two ends
 MIN_CONFIDENCE = 0.99  # of the classifier in the digit at an end
 PAIRS = ((0, 6), (3, 8), (4, 9), (7, 1), (5, 2))
+NUM_PAIRS = 100  # whose smoothness is measured
 
 
 def slerp(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
@@ -57,6 +58,56 @@ def smoothness(features: Tensor) -> float:
     """Returns the largest step of a path of features (n, d) over its mean step; 1 is even."""
     steps = features.diff(dim=0).norm(dim=1)
     return (steps.max() / steps.mean()).item()
+
+
+def smoothness_table(generator: gan.Generator, seed: int, classifier: Classifier) -> pd.DataFrame:
+    """Returns the smoothness of paths between NUM_PAIRS pairs of images of different digits.
+
+    The pairs are the first latent vectors, two at a time, that both have MIN_CONFIDENCE. Beside the
+    two paths, "pixels" blends the two images themselves: the classifier's part in the unevenness.
+    """
+    z = gan.make_latents(seed, "pairs", count=gan.NUM_EVAL_SAMPLES, latent_dim=generator.latent_dim)
+    predictions = prediction_table(gan.generate(generator, z), classifier)
+    confident = predictions[predictions["confidence"] >= MIN_CONFIDENCE]
+    t = torch.linspace(0, 1, NUM_STEPS + 2)
+    rows: list[dict[str, object]] = []
+    for first, second in zip(confident.index[::2], confident.index[1::2], strict=False):
+        digits = {"from": predictions["digit"][first], "to": predictions["digit"][second]}
+        if len(rows) == NUM_PAIRS * (len(PATHS) + 1):
+            break
+        if digits["from"] == digits["to"]:
+            continue
+        images = {
+            name: gan.generate(generator, f(z[first], z[second], t)) for name, f in PATHS.items()
+        }
+        images["pixels"] = lerp(images["linear"][0], images["linear"][-1], t)
+        for path, frames in images.items():
+            ratio = smoothness(classify(frames, classifier).features)
+            rows.append({**digits, "path": path, "largest/mean step": ratio})
+    return pd.DataFrame(rows, columns=["from", "to", "path", "largest/mean step"])
+
+
+def plot_smoothness(
+    generator: gan.Generator, seed: int, classifier: Classifier, out: Path
+) -> Path | None:
+    """Plots the distribution of the smoothness of many paths; None without confident images."""
+    table = smoothness_table(generator, seed, classifier)
+    if table.empty:
+        return None
+    figure, axes = plt.subplots(figsize=(6, 3.4))
+    summary = []
+    for (path, rows), color in zip(table.groupby("path", sort=False), PALETTE, strict=False):
+        ratios = rows["largest/mean step"].sort_values()
+        low, median, high = ratios.quantile([0.1, 0.5, 0.9])
+        summary.append(f"{path}: median {median:.1f}, 80 % from {low:.1f} to {high:.1f}")
+        fraction = [100 * (i + 1) / len(ratios) for i in range(len(ratios))]
+        axes.step(ratios, fraction, where="post", color=color, label=summary[-1])
+    axes.set(title=f"how even are the steps between two digits? {len(ratios)} pairs",
+             xlabel="largest step / mean step, in features (1 is even)",
+             ylabel="paths up to this value (%)", ylim=(0, 100))  # fmt: skip
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    alt = f"Largest step over mean step along {len(ratios)} paths. {'; '.join(summary)}"
+    return save(figure, table, out, "smoothness", alt)
 
 
 def plot_interpolation(

@@ -31,7 +31,7 @@ from PIL import Image
 from analysis import gan_figures
 from analysis.cli import ResultsError
 from analysis.images import describe_predictions, image_grid, prediction_table
-from analysis.interpolation import PAIRS, plot_interpolation
+from analysis.interpolation import PAIRS, plot_interpolation, plot_smoothness
 from analysis.results import Trial, read_trials, trials_table
 from analysis.run_figures import is_gan, is_sweep, plot_finished
 from analysis.tables import default_columns
@@ -229,8 +229,10 @@ def gan_section(results: str, run: int, out: Path) -> tuple[str, list[dict[str, 
     )
     paths, table = gan_figures.plot_metrics(trial, generators, data, classifier, out)
     parts = [slider, *(figure_html(path) for path in paths if path.suffix == ".png")]
+    seed, latest = trial.config["seed"], generators[max(generators)]
+    if path := plot_smoothness(latest, seed, classifier, out):
+        parts.append(figure_html(path))
     try:
-        seed, latest = trial.config["seed"], generators[max(generators)]
         path = plot_interpolation(latest, seed, classifier, list(PAIRS), out)
         parts.append(figure_html(path, css="chart wide"))
     except ResultsError as error:

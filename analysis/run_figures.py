@@ -6,7 +6,7 @@ from pathlib import Path
 from analysis import gan_figures
 from analysis.cli import ResultsError
 from analysis.horizon_figures import describe_horizon, plot_horizon
-from analysis.interpolation import PAIRS, plot_interpolation
+from analysis.interpolation import PAIRS, plot_interpolation, plot_smoothness
 from analysis.results import CONFIG_COLUMNS, Trial
 from analysis.sweep_figures import describe_sweep, plot_sweep
 from models import image_data
@@ -60,7 +60,9 @@ def _plot_gan(results: str, out: Path) -> tuple[list[str], list[Path]]:
     paths = gan_figures.plot_grids(run, generators, classifier, out)
     more, table = gan_figures.plot_metrics(run, generators, data, classifier, out)
     paths += [path for path in more if path.suffix == ".png"]
+    latest, seed = generators[max(generators)], run.config["seed"]
+    if path := plot_smoothness(latest, seed, classifier, out):
+        paths.append(path)
     with suppress(ResultsError):  # it does not generate these digits yet
-        latest = generators[max(generators)]
-        paths.append(plot_interpolation(latest, run.config["seed"], classifier, list(PAIRS), out))
+        paths.append(plot_interpolation(latest, seed, classifier, list(PAIRS), out))
     return table.splitlines(), paths

@@ -8,7 +8,7 @@ SCRIPTS = [
     *("jobs.sweep", "jobs.gan"),
     *("analysis.trials", "analysis.sweep", "analysis.horizon", "analysis.gan", "analysis.report"),
     "analysis.export",
-    *("bench_sweep", "bench_gan", "bench_scale", "soak"),
+    *("bench_sweep", "bench_gan", "bench_scale", "soak", "public_gan"),
 ]
 
 

@@ -6,6 +6,8 @@ import torch
 
 from analysis import interpolation
 from models import gan
+from models.classifier import load_classifier
+from models.gan_metrics import classify
 
 
 def test_paths_join_their_ends_and_slerp_keeps_the_norm():
@@ -25,6 +27,31 @@ def test_smoothness_is_1_for_even_steps_and_larger_for_a_jump():
     assert interpolation.smoothness(even) == pytest.approx(1)
     jump = torch.tensor([[0.0], [0.0], [0.0], [4.0], [4.0]])
     assert interpolation.smoothness(jump) == pytest.approx(4)
+
+
+def test_smoothness_is_measured_between_confident_images_of_different_digits(monkeypatch):
+    monkeypatch.setattr(gan, "NUM_EVAL_SAMPLES", 9)
+    generator, classifier = gan.Generator(4), load_classifier()
+    digits, confident = [1, 2, 3, 3, 4, 5, 6, 7, 8], [0, 1, 2, 3, 6, 7]
+    confidence = [0.995 if i in confident else 0.5 for i in range(9)]
+    table = pd.DataFrame({"image": range(9), "digit": digits, "confidence": confidence})
+    monkeypatch.setattr(interpolation, "prediction_table", lambda *_: table)
+    found = interpolation.smoothness_table(generator, 0, classifier)
+    pairs = found[["from", "to"]][::3].to_numpy().tolist()
+    assert pairs == [[1, 2], [6, 7]]  # 3 and 3 are the same
+    assert [*found["path"]] == ["linear", "spherical", "pixels"] * 2
+
+    z = gan.make_latents(0, "pairs", count=9, latent_dim=4)
+    t = torch.linspace(0, 1, 9)
+    images = gan.generate(generator, torch.lerp(z[6], z[7], t[:, None]))
+    for path, expected in (
+        ("linear", images),
+        ("pixels", torch.lerp(images[0], images[-1], t[:, None])),
+    ):
+        features = classify(expected, classifier).features
+        row = found[(found["from"] == 6) & (found["path"] == path)]
+        ratio = interpolation.smoothness(features)
+        assert row["largest/mean step"].item() == pytest.approx(ratio)
 
 
 def test_ends_are_the_first_confident_or_else_the_most_confident_images(monkeypatch):

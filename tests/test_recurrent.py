@@ -106,6 +106,28 @@ def test_chrono_init_spreads_time_scales_up_to_length():
     assert torch.equal(b_o, default_o)
 
 
+def test_chrono_init_of_the_gru_keeps_its_state_for_up_to_length():
+    """Without weights, a unit keeps a fraction of T / (1 + T) per step; T is its time scale."""
+    network, default = (build("gru", 512, init, 3, 50) for init in ("chrono", "uniform"))
+    bias = network.cell.bias_ih + network.cell.bias_hh
+    time_scales = bias[512:1024].exp()
+    assert time_scales.min() >= 1
+    assert time_scales.max() <= 49
+    assert abs(time_scales.mean() - 25) < 3  # of U(1, 49); its standard error here is 0.6
+    others = torch.cat([torch.arange(512), torch.arange(1024, 1536)])
+    for bias, default_bias in zip(network.cell[2:], default.cell[2:], strict=True):
+        assert torch.equal(bias[others], default_bias[others])
+
+    for parameter in (network.cell.weight_ih, network.cell.weight_hh):
+        nn.init.zeros_(parameter)
+    h = torch.ones(1, 1, 512)
+    _, after = network.rnn(torch.zeros(1, 1, 1), h)
+    reset = torch.sigmoid(network.cell.bias_ih[:512] + network.cell.bias_hh[:512])
+    n = torch.tanh(network.cell.bias_ih[1024:] + reset * network.cell.bias_hh[1024:])
+    kept = ((after - n) / (h - n)).flatten()
+    torch.testing.assert_close(kept, time_scales / (1 + time_scales))
+
+
 @pytest.mark.parametrize(
     ("cell", "init"), [(name, init) for name, cell in CELLS.items() for init in cell.initializers]
 )
