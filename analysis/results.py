@@ -161,7 +161,8 @@ def read_sweeps(folders: list[str], config_columns: list[str] = CONFIG_COLUMNS) 
             raise ResultsError(f"{folder}: {trial.name} is not a trial of jobs/sweep.py")
         recipe = {name: value for name, value in trial.config.items() if name != "seed"}
         other = recipes.setdefault(config, recipe)
-        differing = [name for name in {**recipe, **other} if recipe.get(name) != other.get(name)]
+        # A setting that a version of this suite does not know is not compared.
+        differing = [name for name in recipe if recipe[name] != other.get(name, recipe[name])]
         if differing:
             names = ", ".join(differing)
             raise ResultsError(

@@ -98,6 +98,13 @@ def accuracy_figure(
 ) -> Figure:
     """Plots accuracy over length by cell and initialization, with effective lengths if given."""
     figure, axes = plt.subplots(figsize=(7, 4))
+    plot_accuracies(axes, summary, title, lengths)
+    return figure
+
+
+def plot_accuracies(
+    axes: Axes, summary: pd.DataFrame, title: str, lengths: EffectiveLengths | None
+) -> None:
     for (cell, init), accuracies in summary.groupby(["cell", "init"]):
         seeds = _format_range(accuracies["seeds"])
         seeds += " seed" if seeds == "1" else " seeds"
@@ -114,7 +121,6 @@ def accuracy_figure(
     axes.set(title=title, xlabel="sequence length (digits read)", ylabel="validation accuracy (%)")
     axes.set_ylim(0, 103)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16))
-    return figure
 
 
 def _plot_accuracy(axes: Axes, cell: str, init: str, accuracies: pd.DataFrame, label: str) -> None:

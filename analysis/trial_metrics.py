@@ -98,6 +98,14 @@ def _outcome_row(trial: Trial) -> dict[str, object]:
     }
 
 
+def wilson_interval(successes: int, count: int) -> tuple[float, float]:
+    """Returns the 95 % confidence interval of a proportion (Wilson 1927)."""
+    z = 1.959964  # the 97.5th percentile of the normal distribution
+    center = successes + z**2 / 2
+    margin = z * math.sqrt(successes * (count - successes) / count + z**2 / 4)
+    return (center - margin) / (count + z**2), (center + margin) / (count + z**2)
+
+
 def group_of(trial: Trial) -> tuple[str, str, str]:
     return trial.config["cell"], trial.config["init"], trial.config["variant"]
 

@@ -7,7 +7,7 @@ import pytest
 SCRIPTS = [
     *("jobs.sweep", "jobs.gan"),
     *("analysis.trials", "analysis.sweep", "analysis.horizon", "analysis.gan", "analysis.report"),
-    "analysis.export",
+    *("analysis.export", "analysis.compare"),
     *("bench_sweep", "bench_gan", "bench_scale", "soak", "public_gan"),
 ]
 

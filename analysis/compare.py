@@ -1,0 +1,145 @@
+"""Compares sweeps that differ in a setting, such as the optimizer.
+
+  python analysis/compare.py ~/ray_results/figures ~/ray_results/figures-adam
+
+Plots accuracy over length, a panel for each sweep, and writes outcomes.csv: of
+each cell the outcomes of its trials, its effective length and its sharp drops.
+Only cells and lengths that all sweeps have are compared.
+"""
+
+from analysis import cli
+
+if __name__ == "__main__":
+    cli.exit_silently_on_sigint()  # from here on: the imports alone take seconds
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from analysis.cli import ResultsError
+from analysis.figures import CELL_LABELS, save
+from analysis.results import CONFIG_COLUMNS, Trial, read_sweeps, trials_table
+from analysis.sweep_figures import describe_accuracy, plot_accuracies
+from analysis.tables import format_table
+from analysis.trial_metrics import (
+    OUTCOMES,
+    SHARP_DROP_THRESHOLD,
+    accuracy_drops,
+    effective_lengths,
+    format_length,
+    outcomes_table,
+    summarize_seeds,
+    wilson_interval,
+)
+
+Sweeps = dict[str, list[Trial]]  # trials by the name of their run
+
+
+def read_comparable(runs: list[str]) -> Sweeps:
+    """Returns the trials of each run: those of cells, initializations and lengths that all have.
+
+    Raises:
+        ResultsError: the runs have no trials in common, or a run has no finished trial of these.
+    """
+    sweeps = {run.rstrip("/").rpartition("/")[2]: read_sweeps([run]) for run in runs}
+    if len(sweeps) < len(runs):
+        raise ResultsError("runs of different names are needed, for the titles of the panels")
+    keys = [{_key(trial) for trial in trials} for trials in sweeps.values()]
+    common = set.intersection(*keys)
+    found = {run: [t for t in trials if _key(t) in common] for run, trials in sweeps.items()}
+    for run, trials in found.items():
+        if not any(trial.is_finished() for trial in trials):
+            raise ResultsError(
+                f"{run}: no finished trial of a cell, initialization and length that all runs have"
+            )
+    return found
+
+
+def _key(trial: Trial) -> tuple:
+    return tuple(trial.config[name] for name in CONFIG_COLUMNS)
+
+
+def differing_settings(sweeps: Sweeps) -> dict[str, dict[str, Any]]:
+    """Returns, by run, the settings that each run has one value of, and not all runs the same."""
+    values = {
+        run: {name: {str(trial.config.get(name)) for trial in trials} for name in trials[0].config}
+        for run, trials in sweeps.items()
+    }
+    names = [
+        name
+        for name in next(iter(values.values()))
+        if all(len(found.get(name, ())) == 1 for found in values.values())
+        and len({min(found[name]) for found in values.values()}) > 1
+    ]
+    return {run: {name: min(found[name]) for name in names} for run, found in values.items()}
+
+
+def outcomes(sweeps: Sweeps) -> pd.DataFrame:
+    """Returns a row for each run, cell and initialization, with 95 % intervals of `solved`."""
+    rows = []
+    for run, trials in sweeps.items():
+        finished = [trial for trial in trials if trial.is_finished()]
+        lengths = effective_lengths(finished, trials)
+        for (cell, init), part in outcomes_table(finished).groupby(["cell", "init"], sort=False):
+            histories = [
+                trial.val_accuracies()
+                for trial in finished
+                if (trial.config["cell"], trial.config["init"]) == (cell, init)
+            ]
+            counts = part["outcome"].value_counts()
+            low, high = wilson_interval(int(counts.get("solved", 0)), len(part))
+            rows.append(
+                {"run": run, "cell": CELL_LABELS[cell], "init": init, "trials": len(part)}
+                | {name: int(counts.get(name, 0)) for name in OUTCOMES}
+                | {"solved_low": low, "solved_high": high}
+                | {"effective_length": format_length(lengths[cell, init])}
+                | {
+                    "sharp_drops": sum(
+                        len(accuracy_drops(history, SHARP_DROP_THRESHOLD)) for history in histories
+                    ),
+                    "epochs": sum(map(len, histories)),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def plot_comparison(sweeps: Sweeps, out: Path) -> Path:
+    """Plots accuracy over length, with a panel for each run."""
+    figure, panels = plt.subplots(
+        1, len(sweeps), figsize=(6.2 * len(sweeps), 4), sharey=True, squeeze=False
+    )
+    settings, tables, texts = differing_settings(sweeps), [], []
+    for axes, (run, trials) in zip(panels[0], sweeps.items(), strict=True):
+        finished = [trial for trial in trials if trial.is_finished()]
+        summary = summarize_seeds(trials_table(finished))
+        lengths = effective_lengths(finished, trials)
+        title = ", ".join(f"{name} {value}" for name, value in settings[run].items())
+        plot_accuracies(axes, summary, f"{run}: {title}" if title else run, lengths)
+        axes.label_outer()
+        tables.append(summary.assign(run=run))
+        texts.append(f"{run} ({title}): {describe_accuracy(summary, lengths)}")
+    return save(figure, pd.concat(tables), out, "side_by_side", " ".join(texts))
+
+
+def main() -> int:
+    parser = cli.ArgumentParser(__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders or URIs of sweeps")
+    parser.add_argument(
+        "--out", type=Path, default=Path("compare"), help="folder of the figures (compare)"
+    )
+    args = parser.parse_args()
+    sweeps = read_comparable(args.runs)
+    cli.make_out_dir(args.out)
+    table = outcomes(sweeps)
+    table.to_csv(args.out / "outcomes.csv", index=False)
+    everything = [trial for trials in sweeps.values() for trial in trials]
+    finished = sum(trial.is_finished() for trial in everything)
+    figures = [plot_comparison(sweeps, args.out), args.out / "outcomes.csv"]
+    cli.print_summary([format_table(table)], figures, finished, len(everything))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run_main(main)
