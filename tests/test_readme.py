@@ -53,6 +53,7 @@ def home(tiny, gan_run, tmp_path, monkeypatch) -> Path:
     """A home with a sweep and a GAN in ray_results, which is also the working directory."""
     for name, run in {
         "figures": tiny,
+        "figures-adam": tiny,
         "more-seeds": tiny,
         "horizon": tiny,
         "gan-report": gan_run,
