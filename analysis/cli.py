@@ -13,8 +13,13 @@ class ResultsError(Exception):
     """The results cannot be read or plotted as asked. Printed as one line; exit code 2."""
 
 
-def exit_silently_on_sigint() -> None:
-    """Makes Ctrl-C end this process without a traceback: there is nothing to clean up."""
+def start_script() -> None:
+    """Prepares the process of a script, before it imports matplotlib.
+
+    Ctrl-C ends it without a traceback: there is nothing to clean up. Of matplotlib's settings, the
+    user's backend may not be installed, and the user's file may not be readable.
+    """
+    os.environ.update(MPLBACKEND="agg", MATPLOTLIBRC=os.devnull)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may have it ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -50,6 +55,11 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
+
+
+def expand_path(text: str) -> Path:
+    """Returns a path of the command line; shells do not expand the `~` of `--out=~/figures`."""
+    return Path(text).expanduser()
 
 
 def check_writable(out: Path) -> None:

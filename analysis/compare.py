@@ -10,7 +10,7 @@ Only cells and lengths that all sweeps have are compared.
 from analysis import cli
 
 if __name__ == "__main__":
-    cli.exit_silently_on_sigint()  # from here on: the imports alone take seconds
+    cli.start_script()  # before the imports, which take seconds
 
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,10 @@ def main() -> int:
     parser = cli.ArgumentParser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders or URIs of sweeps")
     parser.add_argument(
-        "--out", type=Path, default=Path("compare"), help="folder of the figures (compare)"
+        "--out",
+        type=cli.expand_path,
+        default=Path("compare"),
+        help="folder of the figures (compare)",
     )
     args = parser.parse_args()
     sweeps = read_comparable(args.runs)

@@ -14,7 +14,7 @@ MLFLOW_TRACKING_URI: into ./mlflow.db); Weights & Biases with `wandb sync`.
 from analysis import cli
 
 if __name__ == "__main__":
-    cli.exit_silently_on_sigint()  # from here on: the imports alone take seconds
+    cli.start_script()  # before the imports, which take seconds
 
 import argparse
 import sys
@@ -36,7 +36,10 @@ def parse_args() -> argparse.Namespace:
         "--tracking-uri", metavar="URI", help="MLflow's server or local store (MLflow's default)"
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="parent of the folder wandb, for --to wandb (.)"
+        "--out",
+        type=cli.expand_path,
+        metavar="DIR",
+        help="parent of the folder wandb, for --to wandb (.)",
     )
     parser.add_argument("--no-figures", action="store_true", help="export no figures")
     add_num_test_samples(parser)

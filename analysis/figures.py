@@ -1,11 +1,5 @@
 """The style of every figure, and how it is saved together with its data."""
 
-import os
-import sys
-
-if "matplotlib" not in sys.modules:  # in a notebook it is, and shows figures there
-    os.environ["MPLBACKEND"] = "agg"  # files only; the user's backend may not be installed
-
 from itertools import cycle
 from pathlib import Path
 from typing import Any

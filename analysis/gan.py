@@ -11,7 +11,7 @@ images of the same latent vectors over the epochs. A running GAN can be plotted.
 from analysis import cli
 
 if __name__ == "__main__":
-    cli.exit_silently_on_sigint()  # from here on: the imports alone take seconds
+    cli.start_script()  # before the imports, which take seconds
 
 import argparse
 import sys
@@ -29,7 +29,10 @@ def parse_args() -> argparse.Namespace:
     parser = cli.ArgumentParser(__doc__)
     parser.add_argument("run", metavar="RUN", help="folder or URI of a run of jobs/gan.py")
     parser.add_argument(
-        "--out", type=Path, default=Path("figures"), help="folder of the figures (figures)"
+        "--out",
+        type=cli.expand_path,
+        default=Path("figures"),
+        help="folder of the figures (figures)",
     )
     for end in ("from", "to"):
         parser.add_argument(

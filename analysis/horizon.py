@@ -10,7 +10,7 @@ where there are variants. Unfinished trials are left out, and counted.
 from analysis import cli
 
 if __name__ == "__main__":
-    cli.exit_silently_on_sigint()  # from here on: the imports alone take seconds
+    cli.start_script()  # before the imports, which take seconds
 
 from pathlib import Path
 
@@ -22,7 +22,10 @@ def main() -> int:
     parser = cli.ArgumentParser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders or URIs of sweeps")
     parser.add_argument(
-        "--out", type=Path, default=Path("horizon"), help="folder of the figures (horizon)"
+        "--out",
+        type=cli.expand_path,
+        default=Path("horizon"),
+        help="folder of the figures (horizon)",
     )
     args = parser.parse_args()
     finished, trials = read_finished(args.runs, [*CONFIG_COLUMNS, "variant"])

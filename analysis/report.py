@@ -11,7 +11,7 @@ settings, hardware, failures.
 from analysis import cli
 
 if __name__ == "__main__":
-    cli.exit_silently_on_sigint()  # from here on: the imports alone take seconds
+    cli.start_script()  # before the imports, which take seconds
 
 import base64
 import io
@@ -303,7 +303,10 @@ def main() -> int:
     parser = cli.ArgumentParser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders or URIs of runs")
     parser.add_argument(
-        "--out", type=Path, default=Path("report.html"), help="file of the page (report.html)"
+        "--out",
+        type=cli.expand_path,
+        default=Path("report.html"),
+        help="file of the page (report.html)",
     )
     add_num_test_samples(parser)
     args = parser.parse_args()

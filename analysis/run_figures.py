@@ -1,5 +1,6 @@
 """All figures of a run: those that the script for its kind of run makes."""
 
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +20,12 @@ def is_gan(trials: list[Trial]) -> bool:
 
 def is_sweep(trials: list[Trial]) -> bool:
     required = {*CONFIG_COLUMNS, "variant", "epochs", "hidden_size", "stop_after_solved_epochs"}
-    return all(required <= trial.config.keys() for trial in trials)
+    has_settings = all(required <= trial.config.keys() for trial in trials)
+    return has_settings and all(
+        isinstance(row.get("epoch"), int) and isinstance(row.get("val_accuracy"), float)
+        for trial in trials
+        for row in trial.rows
+    )
 
 
 def plot_finished(
@@ -54,8 +60,10 @@ def plot_run(
 def _plot_gan(results: str, out: Path) -> tuple[list[str], list[Path]]:
     run, generators = gan_figures.read_run(results)
     data = None
-    with suppress(image_data.DataError):  # it is gone: only what does not need it is plotted
+    try:
         data = image_data.load(run.config["data"])
+    except image_data.DataError as error:
+        print(f"{results}: no figures that need the dataset: {error}", file=sys.stderr)
     classifier = load_classifier()
     paths = gan_figures.plot_grids(run, generators, classifier, out)
     more, table = gan_figures.plot_metrics(run, generators, data, classifier, out)

@@ -12,7 +12,7 @@ unseen palindromes of all lengths. Unfinished trials are left out, and counted.
 from analysis import cli
 
 if __name__ == "__main__":
-    cli.exit_silently_on_sigint()  # from here on: the imports alone take seconds
+    cli.start_script()  # before the imports, which take seconds
 
 from pathlib import Path
 
@@ -25,7 +25,10 @@ def main() -> int:
     parser = cli.ArgumentParser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders or URIs of sweeps")
     parser.add_argument(
-        "--out", type=Path, default=Path("figures"), help="folder of the figures (figures)"
+        "--out",
+        type=cli.expand_path,
+        default=Path("figures"),
+        help="folder of the figures (figures)",
     )
     add_num_test_samples(parser)
     args = parser.parse_args()

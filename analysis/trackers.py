@@ -7,8 +7,8 @@ import hashlib
 import json
 import logging
 import os
-import urllib.error
-import urllib.request
+import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +19,9 @@ from analysis.cli import ResultsError
 from analysis.results import Trial
 
 ITERATION = "training_iteration"  # the step of every metric; an epoch in this suite
-PROBE_SECONDS = 10  # for the first answer of a server
 BATCH = {"metrics": 1000, "params": 100, "tags": 100}  # MLflow's limits for one request
 MAX_TEXT = 6000  # MLflow's limit for a parameter
+MLFLOW_PACKAGES = "mlflow-skinny sqlalchemy alembic"
 
 MLFLOW_STATUS = {
     "finished": "FINISHED",
@@ -29,6 +29,7 @@ MLFLOW_STATUS = {
     "failed": "FAILED",
     "interrupted": "KILLED",
     "running": "RUNNING",
+    "pending": "SCHEDULED",  # again: the sweep was interrupted, and runs again
 }
 
 
@@ -63,7 +64,8 @@ def figures_version(trials: list[Trial]) -> str:
 
 def row_time(row: dict[str, Any]) -> float:
     """Returns the end of an epoch, in seconds since 1970; `timestamp` is Tune's own column."""
-    return row.get("epoch_end_time", row.get("timestamp", 0.0))
+    time = row.get("epoch_end_time", row.get("timestamp"))
+    return time if isinstance(time, int | float) else 0.0
 
 
 def metrics_of(row: dict[str, Any]) -> dict[str, float]:
@@ -71,7 +73,7 @@ def metrics_of(row: dict[str, Any]) -> dict[str, float]:
     numbers = {
         name: value
         for name, value in row.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**1023
     }
     return {name: value for name, value in numbers.items() if name != ITERATION} | {
         ITERATION: row[ITERATION]
@@ -94,23 +96,25 @@ def summary_of(trials: list[Trial]) -> Trial:
 
 
 class MlflowTracker:
-    """MLflow: an experiment for each run, a run for each trial. It knows what it has itself."""
+    """MLflow: an experiment for each run, a run for each trial. MLflow says which epochs it has."""
 
     def __init__(self, uri: str | None):
         # An unreachable server ends the export within seconds; by default it takes minutes.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # for each trial
         logging.getLogger("mlflow.store.db.utils").addFilter(lambda record: record.levelno > 20)
         try:
             import mlflow
             from mlflow import entities
+
+            self.uri = uri or mlflow.get_tracking_uri()
+            if self.uri.startswith("sqlite:"):
+                import alembic  # noqa: F401 - MLflow's error does not name them
+                import sqlalchemy  # noqa: F401
         except ImportError as error:
-            raise _missing(error, "mlflow", "mlflow-skinny sqlalchemy alembic") from None
+            raise _missing(error, "mlflow", MLFLOW_PACKAGES) from None
         self.entities = entities
-        self.uri = uri or mlflow.get_tracking_uri()
-        if self.uri.startswith(("http://", "https://")):
-            _check_reachable(self.uri)
         with _errors_of(self.uri):
             self.client = mlflow.MlflowClient(self.uri)
 
@@ -121,17 +125,17 @@ class MlflowTracker:
             rows = [row for row in trial.rows if row[ITERATION] > done]
             run_id, entities = run.info.run_id, self.entities
             texts = texts_of(trial)
-            params = {name: str(value)[:MAX_TEXT] for name, value in trial.config.items()}
+            params = {_valid(name): str(value)[:MAX_TEXT] for name, value in trial.config.items()}
             # MLflow's parameters cannot change; those of a sweep that grew, such as epochs, do.
             texts |= {n: v for n, v in params.items() if run.data.params.get(n, v) != v}
             self._log(run_id, "params", [
                 entities.Param(n, v) for n, v in params.items() if n not in run.data.params
             ])  # fmt: skip
             self._log(run_id, "tags", [
-                entities.RunTag(n, v[:MAX_TEXT]) for n, v in texts.items() if v
+                entities.RunTag(_valid(n), v[:MAX_TEXT]) for n, v in texts.items() if v
             ])  # fmt: skip
             self._log(run_id, "metrics", [
-                entities.Metric(name, value, _milliseconds(row), row[ITERATION])
+                entities.Metric(_valid(name), value, _milliseconds(row), row[ITERATION])
                 for row in rows
                 for name, value in metrics_of(row).items()
             ])  # fmt: skip
@@ -160,7 +164,7 @@ class MlflowTracker:
         pass  # every request is complete
 
     def where(self) -> str:
-        return f"in MLflow: {self.uri}"
+        return f"in MLflow: {_without_password(self.uri)}"
 
     def _find(self, trial: Trial) -> Any:
         """Returns the MLflow run of a trial, None if there is none."""
@@ -189,7 +193,7 @@ class MlflowTracker:
             self.client.log_batch(run_id, **{kind: values[start : start + BATCH[kind]]})
 
     def _set_status(self, run: Any, status: str, end: int) -> None:
-        if status == "RUNNING":
+        if status in ("RUNNING", "SCHEDULED"):
             self.client.update_run(run.info.run_id, status)
         elif (run.info.status, run.info.end_time) != (status, end):
             self.client.set_terminated(run.info.run_id, status, end)
@@ -217,6 +221,7 @@ class WandbTracker:
                 raise ResultsError(
                     f"{self.record_path} is corrupt ({error}): use another --out"
                 ) from None
+        self.sync = f"{shlex.quote(str(out))}/wandb/offline-run-*"
         # No data of this machine and this process: they trained nothing.
         self.settings = wandb.Settings(
             mode="offline", silent=True, console="off", disable_git=True, save_code=False,
@@ -258,16 +263,25 @@ class WandbTracker:
         temporary.replace(self.record_path)
 
     def where(self) -> str:
-        return f"to upload: wandb sync {self.out}/wandb/offline-run-*"
+        return f"to upload: wandb sync {self.sync}" if self.record else "nothing to upload"
 
     def _start(self, trial: Trial) -> Any:
-        return self.wandb.init(
-            project=trial.experiment, name=trial.name, id=export_id(trial), resume="allow",
-            config=trial.config, dir=str(self.out), settings=self.settings,
-        )  # fmt: skip
+        project = re.sub(r"[/\\#?%:]", "_", trial.experiment)[:128]  # what a project may be called
+        try:
+            return self.wandb.init(
+                project=project, name=trial.name, id=export_id(trial), resume="allow",
+                config=trial.config, dir=str(self.out), settings=self.settings,
+            )  # fmt: skip
+        except self.wandb.Error as error:
+            raise ResultsError(f"wandb: {error}".splitlines()[0]) from None
 
     def _record(self, trial: Trial, entry: dict[str, Any]) -> None:
         self.record[export_id(trial)] = self.record.get(export_id(trial), {}) | entry
+
+
+def _valid(name: str) -> str:
+    """Returns a name that MLflow accepts for a metric or a parameter."""
+    return re.sub(r"[^\w./ :-]", "_", name)[:250]
 
 
 def _milliseconds(row: dict[str, Any]) -> int:
@@ -278,16 +292,8 @@ def _missing(error: ImportError, name: str, packages: str) -> ResultsError:
     return ResultsError(f"--to {name}: {error}: pip install {packages}")
 
 
-def _check_reachable(uri: str) -> None:
-    try:
-        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=PROBE_SECONDS).close()
-    except urllib.error.HTTPError:
-        pass  # it answers
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise ResultsError(
-            f"--tracking-uri {uri}: {reason}: is the server running? (mlflow server)"
-        ) from None
+def _without_password(uri: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 @contextmanager
@@ -297,7 +303,7 @@ def _errors_of(uri: str) -> Iterator[None]:
 
     try:
         yield
-    except ImportError as error:  # of a database's driver
-        raise _missing(error, "mlflow", "mlflow-skinny sqlalchemy alembic") from None
-    except MlflowException as error:
-        raise ResultsError(f"--tracking-uri {uri}: {error}".splitlines()[0]) from None
+    except (ImportError, MlflowException) as error:  # ImportError: of a database's driver
+        line = f"MLflow, {uri}: {error}".splitlines()[0]
+        hint = ": is the server running?" if "API request to" in line else ""
+        raise ResultsError(_without_password(line) + hint) from None

@@ -9,7 +9,7 @@
 from analysis import cli
 
 if __name__ == "__main__":
-    cli.exit_silently_on_sigint()  # from here on: the imports alone take seconds
+    cli.start_script()  # before the imports, which take seconds
 
 import argparse
 import shutil

@@ -57,6 +57,8 @@ def connect(address: str | None) -> str:
             f"{where}: the Ray at {local} is of user {other_user}, whose processes cannot write to "
             "your folders: set RAY_TMPDIR to a folder of your own, and the job starts its own Ray"
         )
+    if target in ("", "local"):
+        _check_temp_dir()
     options: dict[str, Any] = {
         "address": address,
         "runtime_env": runtime_env(),
@@ -92,6 +94,22 @@ def connect(address: str | None) -> str:
         raise KeyboardInterrupt from None
     signal.signal(signal.SIGTERM, interrupt.like_sigint)
     return f"{context.address_info['session_dir']}/logs"
+
+
+def _check_temp_dir() -> None:
+    """Raises UserError if Ray cannot use the folder that the environment names for its files."""
+    variable = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
+    folder = os.environ.get(variable)
+    if not folder:
+        return
+    if not (folder.isascii() and os.path.isabs(folder)):
+        raise UserError(f"{variable}={folder}: must be an absolute path of ASCII characters")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{variable}={folder}: not writable: {error.strerror}") from None
 
 
 def runtime_env() -> dict[str, Any]:

@@ -102,7 +102,7 @@ def open_dir(storage: str) -> StorageDir:
         filesystem, path = fs.FileSystem.from_uri(storage)
     except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
         raise UserError(f"--storage {storage}: {error}") from None
-    if filesystem.type_name == "s3":  # permission for its parent folders may lack
+    if filesystem.type_name == "s3":  # keys may have no permission to create parent folders
         _, (options,) = filesystem.__reduce__()
         options["check_directory_existence_before_creation"] = True
         filesystem = fs.S3FileSystem(**options)

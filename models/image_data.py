@@ -110,7 +110,9 @@ def named_dataset(name: str) -> Path:
         if folder.exists():  # another process was faster
             return folder
         reason = " ".join(str(error).split())
-        raise DataError(f"{name} is not in {folder}, and not downloaded: {reason}") from None
+        raise DataError(
+            f"{name} is not in {folder}, and not downloaded: {reason}: copy its four files there"
+        ) from None
     return folder
 
 

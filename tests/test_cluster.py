@@ -96,6 +96,24 @@ def test_ray_tmpdir_too_long_for_sockets_is_reported(monkeypatch):
         cluster.connect(None)
 
 
+@pytest.mark.parametrize("variable", ["RAY_TMPDIR", "TMPDIR"])
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("relative", "must be an absolute path"),
+        ("/tmp/ü", "must be an absolute path of ASCII"),
+        ("/proc", "not writable: "),
+        (__file__, "not writable: "),
+    ],
+)
+def test_temporary_folder_that_ray_cannot_use_is_refused(monkeypatch, variable, folder, message):
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(variable, folder)
+    monkeypatch.setattr(cluster, "local_address", lambda: ("", ""))
+    with pytest.raises(UserError, match=f"^{variable}={re.escape(folder)}: {message}"):
+        cluster.connect(None)
+
+
 def test_token_authentication_without_a_token_is_refused(monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/nowhere/token")

@@ -1,10 +1,12 @@
 import math
 import os
+import re
 import subprocess
 import sys
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import pytest
 from PIL import Image
 from processes import REPO
 
@@ -79,23 +81,37 @@ DRAW = """
 import sys
 import pandas as pd
 from pathlib import Path
+from analysis import cli
+cli.start_script()
 from analysis import figures
 figure = figures.heat_map(pd.DataFrame([[0.0, 0.5]], index=[3]), "a", "b", "c", "d")
 figures.save(figure, pd.DataFrame(), Path(sys.argv[1]), "name", "text")
 """
-SETTINGS = "font.size: 40\naxes.facecolor: red\ntext.usetex: True\nbackend: pdf\n"
+SETTINGS = b"font.size: 40\naxes.facecolor: red\ntext.usetex: True\nbackend: pdf\n"
+NOT_INSTALLED = "module://not_installed"  # as notebooks export one, for all processes
 
 
 def test_matplotlib_settings_of_the_user_change_no_pixel(tmp_path):
-    (tmp_path / "matplotlibrc").write_text(SETTINGS)
-    hostile = {
-        "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # exported by notebooks
-        "MATPLOTLIBRC": str(tmp_path / "matplotlibrc"),
-    }
     images = []
-    for name, variables in (("plain", {}), ("hostile", hostile)):
+    for name, settings in {"plain": None, "hostile": SETTINGS, "unreadable": b"\xff\xfe"}.items():
+        variables = {}
+        if settings:
+            (tmp_path / "matplotlibrc").write_bytes(settings)
+            variables = {"MPLBACKEND": NOT_INSTALLED, "MPLCONFIGDIR": str(tmp_path)}
         environment = {**os.environ, **variables, "PYTHONPATH": str(REPO)}
         command = [sys.executable, "-c", DRAW, str(tmp_path / name)]
         subprocess.run(command, env=environment, check=True)
         images.append((tmp_path / name / "name.png").read_bytes())
-    assert images[0] == images[1]
+    assert images[0] == images[1] == images[2]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((REPO / "analysis").glob("*.py")), ids=lambda path: path.name
+)
+def test_scripts_set_their_backend_before_they_import_matplotlib(path):
+    lines = path.read_text().splitlines()
+    if 'if __name__ == "__main__":' not in lines:
+        return
+    imports = [i for i, line in enumerate(lines) if re.match("(import|from) ", line)]
+    (start,) = [i for i, line in enumerate(lines) if "cli.start_script()" in line]
+    assert [lines[i] for i in imports if i < start] == ["from analysis import cli"]

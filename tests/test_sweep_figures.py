@@ -1,5 +1,6 @@
 """Figures of a sweep by Ray, and of trials that no training made."""
 
+import os
 import re
 import shutil
 import statistics
@@ -28,7 +29,9 @@ NAMES = ["figure1", "figure2", "comparison"] + [
 def plotted(tiny, tmp_path_factory) -> tuple[list[str], Path]:
     """The printed lines of analysis/sweep.py, and its folder of figures."""
     out = tmp_path_factory.mktemp("figures") / "a folder"
-    done = run_script("analysis/sweep.py", tiny, "--out", out, "--num-test-samples", COUNT)
+    flags = ["--out", out, "--num-test-samples", COUNT]
+    environment = os.environ | {"MPLBACKEND": "module://not_installed"}  # as from a notebook
+    done = run_script("analysis/sweep.py", tiny, *flags, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.splitlines(), out
 
