@@ -11,8 +11,8 @@ HIDDEN_COLUMNS = [
 
     "epoch_seconds", "train_seconds", "sequences_per_second", "images_per_second",
     "resumed_from_epoch", "corrupt_checkpoints", "epoch_end_time", "device", "hardware",
-    "library_versions", "num_threads", "precision", "num_workers", "keep_every", "eval_every",
-    "density", "coverage", "confidence", "kl_to_uniform", "rarest_class_fraction",
+    "library_versions", "num_threads", "numeric_precision", "num_workers", "keep_every",
+    "eval_every", "density", "coverage", "confidence", "kl_to_uniform", "rarest_class_fraction",
     "val_accuracy_within_epoch", "grad_norm_h", "grad_norm_c", "spectral_radii",
     "forget_gate_quantiles", "grad_norm", "update_rms_over_lr",
 ]  # fmt: skip

@@ -41,7 +41,7 @@ def hardware_info(device: torch.device) -> dict[str, Any]:
         "library_versions": f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"Ray {ray.__version__}",
         "num_threads": torch.get_num_threads(),
-        "precision": "TF32" if on_gpu and tf32 else "float32",
+        "numeric_precision": "TF32" if on_gpu and tf32 else "float32",
         "pid": os.getpid(),
         "node_ip": ray.util.get_node_ip_address(),
     }
