@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -110,8 +111,8 @@ class MlflowTracker:
 
             self.uri = uri or mlflow.get_tracking_uri()
             if self.uri.startswith("sqlite:"):
-                import alembic  # noqa: F401 - MLflow's error does not name them
-                import sqlalchemy  # noqa: F401
+                for package in ("alembic", "sqlalchemy"):  # MLflow's error does not name them
+                    import_module(package)
         except ImportError as error:
             raise _missing(error, "mlflow", MLFLOW_PACKAGES) from None
         self.entities = entities

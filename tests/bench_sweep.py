@@ -130,8 +130,8 @@ def throughput(slots: int) -> None:
     )
     print("| --- | --- | --- | --- | --- |")
     for length, num_sequences in ((6, 100_000), (12, 50_000), (24, 25_000), (35, 20_000)):
-        flags = ["--cells", "lstm", "--lengths", length, "--seeds", f"0-{slots - 1}"]
-        flags += ["--epochs", 3, "--num-sequences", num_sequences]
+        flags = ["--preset", "figures-adam", "--cells", "lstm", "--lengths", length]
+        flags += ["--seeds", f"0-{slots - 1}", "--epochs", 3, "--num-sequences", num_sequences]
         sequences = 3 * (num_train(num_sequences) // BATCH_SIZE * BATCH_SIZE)  # of each trial
         rounds = []
         for _ in range(ROUNDS):
@@ -232,7 +232,7 @@ def vanishing() -> None:
 
 
 def scheduling(slots: int) -> None:
-    flags = ["--cells", "lstm", "--lengths", 12, "--seeds", "0-43"]
+    flags = ["--preset", "figures-adam", "--cells", "lstm", "--lengths", 12, "--seeds", "0-43"]
     trials = run_sweep(*flags, "--epochs", 5, "--num-sequences", 16_000)
     training, wall = sum(map(training_seconds, trials)), wall_seconds(trials)
     print(

@@ -36,8 +36,8 @@ GAN = (
     "--keep-every 2 --eval-every 1"
 )
 SHORT_TRIALS = {  # by number of trials
-    12: "sweep.py --lengths 3-5 --seeds 0,1 --epochs 4 --num-sequences 4000",
-    200: "sweep.py --lengths 3-12 --seeds 0-9 --epochs 2 --num-sequences 2000",
+    12: "sweep.py --cells lstm,rnn --lengths 3-5 --seeds 0,1 --epochs 4 --num-sequences 4000",
+    200: "sweep.py --cells lstm,rnn --lengths 3-12 --seeds 0-9 --epochs 2 --num-sequences 2000",
 }
 
 OBJECT_MANAGER_PORT = 8076  # each node of a cluster listens there
