@@ -62,6 +62,13 @@ def expand_path(text: str) -> Path:
     return Path(text).expanduser()
 
 
+def add_runs_and_out(parser: ArgumentParser, out: str, runs: str = "sweeps") -> None:
+    """Adds the runs to read, and where to write what is made of them, `out` by default."""
+    kind = "file of the page" if Path(out).suffix else "folder of the figures"
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=f"folders or URIs of {runs}")
+    parser.add_argument("--out", type=expand_path, default=Path(out), help=f"{kind} ({out})")
+
+
 def check_writable(out: Path) -> None:
     """Raises ResultsError, before long work, for a file or folder that is not writable."""
     if not os.access(out if out.exists() else out.parent, os.W_OK):

@@ -125,13 +125,7 @@ def plot_comparison(sweeps: Sweeps, out: Path) -> Path:
 
 def main() -> int:
     parser = cli.ArgumentParser(__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders or URIs of sweeps")
-    parser.add_argument(
-        "--out",
-        type=cli.expand_path,
-        default=Path("compare"),
-        help="folder of the figures (compare)",
-    )
+    cli.add_runs_and_out(parser, "compare")
     args = parser.parse_args()
     sweeps = read_comparable(args.runs)
     cli.make_out_dir(args.out)

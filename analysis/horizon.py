@@ -12,7 +12,6 @@ from analysis import cli
 if __name__ == "__main__":
     cli.start_script()  # before the imports, which take seconds
 
-from pathlib import Path
 
 from analysis.horizon_figures import describe_horizon, plot_horizon
 from analysis.results import CONFIG_COLUMNS, read_finished
@@ -20,13 +19,7 @@ from analysis.results import CONFIG_COLUMNS, read_finished
 
 def main() -> int:
     parser = cli.ArgumentParser(__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders or URIs of sweeps")
-    parser.add_argument(
-        "--out",
-        type=cli.expand_path,
-        default=Path("horizon"),
-        help="folder of the figures (horizon)",
-    )
+    cli.add_runs_and_out(parser, "horizon")
     args = parser.parse_args()
     finished, trials = read_finished(args.runs, [*CONFIG_COLUMNS, "variant"])
     cli.make_out_dir(args.out)

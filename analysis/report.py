@@ -301,13 +301,7 @@ def render(template: str, content: dict[str, str]) -> str:
 
 def main() -> int:
     parser = cli.ArgumentParser(__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders or URIs of runs")
-    parser.add_argument(
-        "--out",
-        type=cli.expand_path,
-        default=Path("report.html"),
-        help="file of the page (report.html)",
-    )
+    cli.add_runs_and_out(parser, "report.html", runs="runs")
     add_num_test_samples(parser)
     args = parser.parse_args()
     if args.out.is_dir():

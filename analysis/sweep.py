@@ -14,7 +14,6 @@ from analysis import cli
 if __name__ == "__main__":
     cli.start_script()  # before the imports, which take seconds
 
-from pathlib import Path
 
 from analysis.results import read_finished
 from analysis.sweep_figures import describe_sweep, plot_sweep
@@ -23,13 +22,7 @@ from analysis.transfer import add_num_test_samples
 
 def main() -> int:
     parser = cli.ArgumentParser(__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders or URIs of sweeps")
-    parser.add_argument(
-        "--out",
-        type=cli.expand_path,
-        default=Path("figures"),
-        help="folder of the figures (figures)",
-    )
+    cli.add_runs_and_out(parser, "figures")
     add_num_test_samples(parser)
     args = parser.parse_args()
     finished, trials = read_finished(args.runs)
