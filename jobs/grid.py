@@ -172,6 +172,15 @@ def recipes(preset: Preset, overrides: dict[str, Any]) -> list[dict[str, Any]]:
     return [recipe for i, recipe in enumerate(found) if recipe not in found[:i]]
 
 
+def complete(existing: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a run with those that an older version of this suite lacked."""
+    lacking = {"tf32": False}
+    return {
+        "recipes": [lacking | recipe for recipe in existing["recipes"]],
+        "trials": {name: lacking | config for name, config in existing["trials"].items()},
+    }
+
+
 def growth_conflict(existing: dict[str, Any], requested: dict[str, Any]) -> str:
     """Describes why a run cannot grow by the requested trials; empty if it can.
 
@@ -182,12 +191,10 @@ def growth_conflict(existing: dict[str, Any], requested: dict[str, Any]) -> str:
         existing: {"recipes": see recipes(), "trials": settings by name} of the run.
         requested: the same, of a command.
     """
-    new_settings = {"tf32": False}  # those that runs of older versions lack
-    before = [new_settings | recipe for recipe in existing["recipes"]]
-    after = requested["recipes"]
+    before, after = existing["recipes"], requested["recipes"]
     if len(before) != len(after):
         return f"{pluralize(len(before), 'recipe')} there, {len(after)} here"
-    trials = {name: new_settings | config for name, config in existing["trials"].items()}
+    trials = existing["trials"]
     pairs = [*zip(before, after, strict=True)]
     pairs += [(trials[name], new) for name, new in requested["trials"].items() if name in trials]
     for old, new in pairs:

@@ -34,6 +34,7 @@ from jobs.grid import (
     GridConfig,
     Trials,
     apply_overrides,
+    complete,
     describe,
     expand_variants,
     growth_conflict,
@@ -228,6 +229,7 @@ def grown_settings(folder: storage.StorageDir, requested: dict[str, Any]) -> dic
     if not existing:
         return requested
     try:
+        existing = complete(existing)
         conflict = growth_conflict(existing, requested)
         trials = existing["trials"] | requested["trials"]
     except (KeyError, TypeError, AttributeError) as error:

@@ -15,6 +15,7 @@ from jobs.grid import (
     GridConfig,
     Preset,
     apply_overrides,
+    complete,
     describe,
     growth_conflict,
     recipes,
@@ -227,7 +228,8 @@ def test_run_of_a_version_without_tf32_grows():
     before, after = (settings(PRESETS["quick"], each) for each in (SMALL, SMALL | {"seeds": (7,)}))
     for config in (*before["recipes"], *before["trials"].values()):
         del config["tf32"]
-    assert growth_conflict(before, after) == ""
+    assert growth_conflict(complete(before), after) == ""
+    assert complete(before) == settings(PRESETS["quick"], SMALL)
 
 
 COSINE = SMALL | {"lr_schedule": "cosine"}
