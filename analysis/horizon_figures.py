@@ -20,6 +20,7 @@ from analysis.results import Trial
 from analysis.trial_metrics import (
     GROUP_COLUMNS,
     OUTCOMES,
+    by_length_table,
     drops_table,
     effective_length_per_seed,
     gradients_table,
@@ -42,9 +43,13 @@ OUTCOME_COLORS = {
 
 
 def plot_horizon(finished: list[Trial], trials: list[Trial], out: Path) -> list[Path]:
-    """Plots all figures of the finished trials and writes trials.csv; returns the paths."""
+    """Plots all figures of the finished trials, and writes tables; returns the figures' paths.
+
+    trials.csv has a row for each trial, by_length.csv one for each group and length.
+    """
     table = outcomes_table(finished)
     table.to_csv(out / "trials.csv", index=False)
+    by_length_table(table).to_csv(out / "by_length.csv", index=False)
     paths = plot_accuracy(table, out)
     paths += [
         plot_effective_length(table, trials, out),

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
 
 from analysis.figures import CELL_LABELS
@@ -104,6 +105,36 @@ def wilson_interval(successes: int, count: int) -> tuple[float, float]:
     center = successes + z**2 / 2
     margin = z * math.sqrt(successes * (count - successes) / count + z**2 / 4)
     return (center - margin) / (count + z**2), (center + margin) / (count + z**2)
+
+
+def median_interval(values: list[float], resamples: int = 10_000) -> tuple[float, float]:
+    """Returns the 95 % percentile bootstrap interval of a median (Efron 1979).
+
+    Values may be infinite, for trials that never got there. The resamples are always the same.
+    """
+    medians = np.median(np.random.default_rng(0).choice(values, (resamples, len(values))), axis=1)
+    low, high = np.percentile(medians, (2.5, 97.5), method="nearest")  # interpolates no infinity
+    return float(low), float(high)
+
+
+def by_length_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns, by group and length: how many trials are solved, and their median speed.
+
+    Both have 95 % intervals. A trial that never reaches 99 % counts as infinitely slow.
+
+    Args:
+        table: outcomes_table of the finished trials.
+    """
+    rows = []
+    for key, part in table.groupby([*GROUP_COLUMNS, "length"]):
+        solved = int((part["outcome"] == "solved").sum())
+        sequences = part["sequences_to_99"].astype(float).fillna(math.inf).tolist()
+        intervals = [*wilson_interval(solved, len(part)), *median_interval(sequences)]
+        rows.append([*key, len(part), solved, *intervals[:2], np.median(sequences), *intervals[2:]])
+    median = "median_sequences_to_99"
+    counts = ["trials", "solved", "solved_low", "solved_high"]
+    columns = [*GROUP_COLUMNS, "length", *counts, median, f"{median}_low", f"{median}_high"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def group_of(trial: Trial) -> tuple[str, str, str]:

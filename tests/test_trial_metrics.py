@@ -176,3 +176,36 @@ def test_diverged_trials_are_an_outcome():
     assert list(table["outcome"]) == ["diverged", "at_chance"]
     assert list(trial_metrics.drops_table(table)["diverged"]) == [1]
     assert "diverged" not in trial_metrics.drops_table(table[1:])
+
+
+@pytest.mark.parametrize("count", [5, 9, 15])
+def test_median_interval_is_that_of_all_resamples(count):
+    """Of an odd number of values, a resample's median has a known distribution.
+
+    It is at most the k-th value if more than half of the resample is among the k smallest.
+    """
+
+    def at_most(k):
+        p, half = k / count, count // 2
+        terms = range(half + 1, count + 1)
+        return sum(math.comb(count, n) * p**n * (1 - p) ** (count - n) for n in terms)
+
+    values = [10.0 * k for k in range(1, count + 1)]
+    expected = [
+        values[next(k for k in range(1, count + 1) if at_most(k) >= q) - 1] for q in (0.025, 0.975)
+    ]
+    assert trial_metrics.median_interval(values[::-1]) == tuple(expected)
+
+
+def test_trials_that_never_reach_99_percent_count_as_infinitely_slow():
+    trials = [make_trial([0.1, 1, 1], seed=seed) for seed in range(3)]
+    trials += [make_trial([0.1, 0.2, 0.3], seed=seed) for seed in (3, 4)]
+    trials += [make_trial([0.1, 0.2], length=35, seed=seed) for seed in range(2)]
+    table = trial_metrics.by_length_table(trial_metrics.outcomes_table(trials))
+    reached = 2 * STEPS * BATCH_SIZE
+    median = [name for name in table if name.startswith("median")]
+    assert table[["trials", "solved"]].to_numpy().tolist() == [[5, 3], [2, 0]]
+    assert table[median].to_numpy().tolist() == [[reached, reached, math.inf], [math.inf] * 3]
+    assert table["solved_low"].tolist() == [
+        trial_metrics.wilson_interval(k, n)[0] for k, n in ((3, 5), (0, 2))
+    ]
