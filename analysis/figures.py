@@ -22,7 +22,7 @@ MARKERS = (
     {"marker": "v", "ms": 5},
     {"marker": "P", "ms": 5},
 )
-LINESTYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+LINESTYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 
 CELL_LABELS = {cell: cell.upper() for cell in CELLS}
 CELL_STYLES: dict[str, dict[str, Any]] = {

@@ -269,7 +269,7 @@ def plot_gradients(gradients: pd.DataFrame, out: Path) -> Path:
     figure.supylabel("gradient norm")
     figure.legend(*_longest_legend(panels), loc="outside right upper")
     length = gradients["length"].iloc[0]
-    title = f"Gradient of the loss with respect to the state, {length} digits"
+    title = f"Gradient of the loss with respect to the state, sequence length {length}"
     figure.suptitle(title, x=0.01, ha="left", size=10)  # the legend is at the right
     alt = "Gradient norm over the steps back. " + " ".join(lines)
     return save(figure, gradients, out, "gradients", alt)

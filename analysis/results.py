@@ -19,6 +19,7 @@ from pyarrow import fs
 from analysis.cli import ResultsError
 from models import checkpoint
 from models.recurrent_training import should_stop
+from models.tasks import Task, TaskName, task_of
 
 # What makes a trial of a sweep a different one, beside its seed.
 CONFIG_COLUMNS = ["cell", "init", "length"]
@@ -64,10 +65,15 @@ class Trial:
     def val_accuracies(self) -> list[float]:
         return [row["val_accuracy"] for row in self.rows]
 
+    @property
+    def task(self) -> Task:
+        """Returns what a trial of a sweep learns."""
+        return task_of(self.config)
+
     def is_finished(self) -> bool:
         """Returns whether a trial of a sweep has trained all epochs or stopped early."""
         solved_epochs = self.config.get("stop_after_solved_epochs")
-        return should_stop(self.rows, self.config["epochs"], solved_epochs)
+        return should_stop(self.rows, self.config["epochs"], solved_epochs, self.task)
 
 
 @dataclass(frozen=True)
@@ -144,21 +150,32 @@ def read_trials(results: str) -> list[Trial]:
         return list(threads.map(lambda name: _read_trial(folder, name, configs.get(name)), names))
 
 
-def read_sweeps(folders: list[str], config_columns: list[str] = CONFIG_COLUMNS) -> list[Trial]:
+def read_sweeps(
+    folders: list[str],
+    config_columns: list[str] = CONFIG_COLUMNS,
+    tasks: tuple[TaskName, ...] = ("palindrome",),
+) -> list[Trial]:
     """Reads the trials of one sweep or several, each trial once.
 
     Args:
         config_columns: settings in which trials may differ, beside the seed.
+        tasks: those of which the caller can take one.
 
     Raises:
         ResultsError: there are no trials of jobs/sweep.py, or they differ in other settings.
     """
     trials: dict[tuple, Trial] = {}
     recipes: dict[tuple, dict] = {}
+    found_tasks: set[str] = set()
     for folder, trial in ((f, trial) for f in folders for trial in read_trials(f)):
         config = tuple(trial.config.get(name) for name in config_columns)
         if None in config or "epochs" not in trial.config:
             raise ResultsError(f"{folder}: {trial.name} is not a trial of jobs/sweep.py")
+        found_tasks.add(trial.config.get("task", "palindrome"))
+        if other_tasks := found_tasks - {*tasks}:
+            raise ResultsError(f"{folder}: of task {max(other_tasks)}: use analysis/sweep.py")
+        if len(found_tasks) > 1:
+            raise ResultsError(f"tasks {' and '.join(sorted(found_tasks))}: plot them separately")
         recipe = {name: value for name, value in trial.config.items() if name != "seed"}
         other = recipes.setdefault(config, recipe)
         # A setting that a version of this suite does not know is not compared.
@@ -176,14 +193,16 @@ def read_sweeps(folders: list[str], config_columns: list[str] = CONFIG_COLUMNS) 
 
 
 def read_finished(
-    folders: list[str], config_columns: list[str] = CONFIG_COLUMNS
+    folders: list[str],
+    config_columns: list[str] = CONFIG_COLUMNS,
+    tasks: tuple[TaskName, ...] = ("palindrome",),
 ) -> tuple[list[Trial], list[Trial]]:
     """Reads sweeps; returns the finished trials, and all trials.
 
     Raises:
         ResultsError: as `read_sweeps`, or no trial is finished.
     """
-    trials = read_sweeps(folders, config_columns)
+    trials = read_sweeps(folders, config_columns, tasks)
     finished = [trial for trial in trials if trial.is_finished()]
     if not finished:
         raise ResultsError(f"{' '.join(folders)}: no finished trial yet")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from analysis import gan_figures
 from analysis.cli import ResultsError
+from analysis.copy_first_figures import describe_copy_first, plot_copy_first
 from analysis.horizon_figures import describe_horizon, plot_horizon
 from analysis.interpolation import PAIRS, plot_interpolation, plot_smoothness
 from analysis.results import CONFIG_COLUMNS, Trial
@@ -22,7 +23,7 @@ def is_sweep(trials: list[Trial]) -> bool:
     required = {*CONFIG_COLUMNS, "variant", "epochs", "hidden_size", "stop_after_solved_epochs"}
     has_settings = all(required <= trial.config.keys() for trial in trials)
     return has_settings and all(
-        isinstance(row.get("epoch"), int) and isinstance(row.get("val_accuracy"), float)
+        isinstance(row.get("epoch"), int) and isinstance(row.get(trial.task.metric), float)
         for trial in trials
         for row in trial.rows
     )
@@ -35,11 +36,21 @@ def plot_finished(
 
     They are those of the script that jobs/sweep.py names when such a sweep is done.
     """
-    if any(
+    if trials[0].config.get("task", "palindrome") == "palindrome" and any(
         trial.config["stop_after_solved_epochs"] or trial.config["variant"] != "full"
         for trial in trials
     ):
         return describe_horizon(finished, trials), plot_horizon(finished, trials, out)
+    return plot_sweep_of_task(finished, trials, num_test_samples, out)
+
+
+def plot_sweep_of_task(
+    finished: list[Trial], trials: list[Trial], num_test_samples: int, out: Path
+) -> tuple[list[str], list[Path]]:
+    """Returns the findings and figures of analysis/sweep.py."""
+    if trials[0].config.get("task") == "copy-first":
+        table, paths = plot_copy_first(finished, num_test_samples, out)
+        return describe_copy_first(table), paths
     return describe_sweep(finished, trials), plot_sweep(finished, trials, num_test_samples, out)
 
 

@@ -1,4 +1,4 @@
-"""Plots a sweep: the report's Figures 1-3, learning curves, accuracy in tests.
+"""Plots a sweep: the report's Figures 1-3, learning curves, tests.
 
   python analysis/sweep.py ~/ray_results/figures --out figures
   python analysis/sweep.py ~/ray_results/figures ~/ray_results/more-seeds
@@ -6,7 +6,8 @@
 
 Each figure is a PNG, with its data beside it as a CSV; accuracy_drops.csv lists
 the sharp drops, of over 20 points within an epoch. The networks are tested on
-unseen palindromes of all lengths. Unfinished trials are left out, and counted.
+unseen palindromes of all lengths. Of task copy-first: test MSE over length and
+learning curves. Unfinished trials are left out, and counted.
 """
 
 from analysis import cli
@@ -15,9 +16,10 @@ if __name__ == "__main__":
     cli.start_script()  # before the imports, which take seconds
 
 
-from analysis.results import read_finished
-from analysis.sweep_figures import describe_sweep, plot_sweep
+from analysis.results import CONFIG_COLUMNS, read_finished
+from analysis.run_figures import plot_sweep_of_task
 from analysis.transfer import add_num_test_samples
+from models.tasks import TASKS
 
 
 def main() -> int:
@@ -25,10 +27,10 @@ def main() -> int:
     cli.add_runs_and_out(parser, "figures")
     add_num_test_samples(parser)
     args = parser.parse_args()
-    finished, trials = read_finished(args.runs)
+    finished, trials = read_finished(args.runs, CONFIG_COLUMNS, tuple(TASKS))
     cli.make_out_dir(args.out)
-    figures = plot_sweep(finished, trials, args.num_test_samples, args.out)
-    cli.print_summary(describe_sweep(finished, trials), figures, len(finished), len(trials))
+    findings, figures = plot_sweep_of_task(finished, trials, args.num_test_samples, args.out)
+    cli.print_summary(findings, figures, len(finished), len(trials))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Accuracy of trained networks on unseen palindromes of every length."""
+"""Tests of trained networks on unseen sequences: of other lengths, too, for palindromes."""
 
 import argparse
 import sys
@@ -6,9 +6,8 @@ import sys
 import pandas as pd
 
 from analysis.results import CONFIG_COLUMNS, Trial
-from models.palindromes import Sequences, palindromes
 from models.recurrent import CELLS, NUM_CLASSES, RecurrentNetwork
-from models.recurrent_training import predict
+from models.recurrent_training import evaluate, predict
 
 
 def load_network(trial: Trial) -> RecurrentNetwork | None:
@@ -17,13 +16,16 @@ def load_network(trial: Trial) -> RecurrentNetwork | None:
     if checkpoint is None:
         return None
     config = trial.config
-    network = CELLS[config["cell"]](config["hidden_size"], config["input_encoding"])
+    network = CELLS[config["cell"]](
+        config["hidden_size"], config["input_encoding"], config.get("num_layers", 1),
+        trial.task.num_outputs,
+    )  # fmt: skip
     network.load_state_dict(checkpoint.state["network"])
     return network
 
 
 def add_num_test_samples(parser: argparse.ArgumentParser) -> None:
-    """Adds --num-test-samples, with which each digit occurs at least once."""
+    """Adds --num-test-samples; with any number of palindromes each digit occurs at least once."""
 
     def parse(text: str) -> int:
         if not text.isdecimal() or int(text) < NUM_CLASSES:
@@ -32,13 +34,26 @@ def add_num_test_samples(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument(
         "--num-test-samples", type=parse, default=1000, metavar="N",
-        help="test palindromes per network and length (1000)",
+        help="test sequences per network and length (1000)",
     )  # fmt: skip
 
 
-def unseen_sequences(seed: int, length: int, count: int) -> Sequences:
-    """Returns palindromes that no trial of that seed and length was trained on."""
-    return palindromes(seed, length, 5 * count).validation  # a fifth of them
+def losses_on_unseen(trials: list[Trial], count: int) -> pd.DataFrame:
+    """Tests each trial's network at its own length; returns its loss by (cell, init, length, seed).
+
+    Args:
+        count: sequences of each test.
+    """
+    rows = []
+    for trial in trials:
+        network = load_network(trial)
+        if network is None:
+            continue
+        data = trial.task.sample_unseen(trial.config["seed"], trial.config["length"], count)
+        loss = evaluate(network, trial.task, data)["loss"]
+        labels = {name: trial.config[name] for name in (*CONFIG_COLUMNS, "seed")}
+        rows.append({**labels, "epochs": len(trial.rows), "test_loss": loss})
+    return pd.DataFrame(rows)
 
 
 def evaluate_transfer(trials: list[Trial], count: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -63,7 +78,7 @@ def evaluate_transfer(trials: list[Trial], count: int) -> tuple[pd.DataFrame, pd
             continue
         labels = {name: trial.config[name] for name in (*CONFIG_COLUMNS, "seed")}
         for tested in sorted(set(lengths[trial.config["cell"]])):
-            data = unseen_sequences(trial.config["seed"], tested, count)
+            data = trial.task.sample_unseen(trial.config["seed"], tested, count)
             correct = (predict(network, data).argmax(1) == data.targets).double()
             by_length.append({**labels, "tested": tested, "accuracy": correct.mean().item()})
             if tested == trial.config["length"]:

@@ -8,7 +8,6 @@ import pandas as pd
 
 from analysis.figures import CELL_LABELS
 from analysis.results import CONFIG_COLUMNS, Trial, trials_table
-from models.palindromes import num_train
 from models.recurrent import NUM_CLASSES
 from models.recurrent_training import has_diverged
 
@@ -71,7 +70,8 @@ def sequences_to(trial: Trial, accuracy: float = SOLVED_THRESHOLD) -> int | None
 
 
 def steps_per_epoch(trial: Trial) -> int:
-    return num_train(trial.config["num_sequences"]) // trial.config["batch_size"]
+    train = trial.task.num_train(trial.config["num_sequences"])
+    return train // trial.config["batch_size"]
 
 
 def outcomes_table(trials: list[Trial]) -> pd.DataFrame:

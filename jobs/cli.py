@@ -21,6 +21,7 @@ import types
 import typing
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ def arg(default: Any, help: str, metavar: str | None = None) -> Any:
 class LaunchArgs:
     """Where and how a job runs. All of it but the name may change on resume."""
 
-    storage: str = arg("~/ray_results", "folder or URI that all nodes share")
+    storage: str = arg("~/ray_results", "shared folder or URI")
     name: str = arg("", "run and folder name (from the preset)")
     fresh: bool = arg(False, "new folder, from scratch")
     address: str | None = arg(None, "Ray cluster (the local one, else a new one)")
@@ -90,7 +91,7 @@ class DataclassParser(argparse.ArgumentParser):
         super().__init__(
             usage="%(prog)s [flags]",
             description=doc,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=30),
             argument_default=argparse.SUPPRESS,
             allow_abbrev=False,
         )

@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 
-from models import gradient_flow, palindromes, recurrent
+from models import gradient_flow, recurrent
 from models.recurrent_training import evaluate, lr_multiplier, train_epoch
 from models.rng import make_rng
+from models.sequences import Sequences
+from models.tasks import task_of
 
 EVAL_SUBSET_SIZE = 500  # sequences of the validation split that are evaluated within an epoch
 
@@ -28,9 +30,11 @@ class Learner:
 
     def __init__(self, config: dict[str, Any], steps: int, device: torch.device):
         self.config, self.steps = config, steps  # steps per epoch
+        self.task = task_of(config)
         self.network = recurrent.build(
             config["cell"], config["hidden_size"], config["init"], config["seed"],
-            config["length"], config["input_encoding"],
+            config["length"], config["input_encoding"], config["num_layers"],
+            self.task.num_outputs,
         ).to(device)  # fmt: skip
         self.optimizer = OPTIMIZERS[config["optimizer"]](self.network.parameters(), lr=config["lr"])
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -56,13 +60,11 @@ class Learner:
 
 
 def run_epoch(
-    learner: Learner,
-    epoch: int,
-    train_split: palindromes.Sequences,
-    val_split: palindromes.Sequences,
+    learner: Learner, epoch: int, train_split: Sequences, val_split: Sequences
 ) -> dict[str, Any]:
     """Trains for one epoch and evaluates; returns the epoch's metrics."""
     config, network, steps = learner.config, learner.network, learner.steps
+    task = learner.task
     evals, val_subset = config["evals_per_epoch"], val_split[:EVAL_SUBSET_SIZE]
     eval_steps = {steps * number // evals for number in range(1, evals)}
     within_epoch: list[float] = []
@@ -73,30 +75,30 @@ def run_epoch(
             updates.record(float(learner.schedule.get_last_lr()[0]))
         learner.schedule.step()
         if step in eval_steps:
-            within_epoch.append(evaluate(network, val_subset)[1])
+            metrics = evaluate(network, task, val_subset)
+            within_epoch.append(metrics[task.metric.removeprefix("val_")])
 
     epoch_start = time.perf_counter()
     perm = torch.randperm(len(train_split), generator=make_rng(config["seed"], "order", epoch))
     perm = perm.to(train_split.targets.device)
     train_loss = train_epoch(
-        network, learner.optimizer, train_split, perm, config["batch_size"], config["grad_clip"],
-        after_step,
+        network, learner.optimizer, task, train_split, perm, config["batch_size"],
+        config["grad_clip"], after_step,
     )  # fmt: skip
     train_end = time.perf_counter()
-    val_loss, val_accuracy = evaluate(network, val_split)
+    metrics = {f"val_{name}": v for name, v in evaluate(network, task, val_split).items()}
     row: dict[str, Any] = {
         "epoch": epoch,
         "training_iteration": epoch,
         "train_loss": train_loss,
-        "val_loss": val_loss,
-        "val_accuracy": val_accuracy,
+        **metrics,
         "train_seconds": train_end - epoch_start,
         "epoch_seconds": time.perf_counter() - epoch_start,
         "sequences_per_second": steps * config["batch_size"] / (train_end - epoch_start),
         "epoch_end_time": time.time(),  # seconds since 1970
     }
     if eval_steps:  # the last evaluation of an epoch uses the full validation split
-        row["val_accuracy_within_epoch"] = [*within_epoch, val_accuracy]
+        row[f"{task.metric}_within_epoch"] = [*within_epoch, metrics[task.metric]]
     if updates:
-        row |= gradient_flow.probe(network, val_subset) | updates.pop_means()
+        row |= gradient_flow.probe(network, task, val_subset) | updates.pop_means()
     return row

@@ -1,4 +1,4 @@
-"""Trains recurrent networks on the palindrome task, one Ray Tune trial each.
+"""Trains recurrent networks on a task of memory, one Ray Tune trial each.
 
   python jobs/sweep.py                       the report's Figures 1-3
   python jobs/sweep.py --preset quick        a small grid, minutes on 2 cores
@@ -29,24 +29,21 @@ from jobs.cli import arg
 from jobs.errors import UserError
 from jobs.formatting import pluralize
 from jobs.grid import (
-    ABLATION_PRESET,
-    PRESETS,
     GridConfig,
     Trials,
-    apply_overrides,
     complete,
     describe,
-    expand_variants,
     growth_conflict,
-    recipes,
     trial_configs,
     trial_name,
 )
 from jobs.learner import Learner, run_epoch
+from jobs.presets import ABLATION_PRESET, PRESETS, apply_overrides, expand_variants, recipes
 from jobs.ray_internals import describe_error
 from jobs.resources import DEFAULT_GPU_FRACTION, describe_capacity, resolve_trial_resources
-from models import checkpoint, palindromes
+from models import checkpoint
 from models.recurrent_training import has_diverged, should_stop
+from models.tasks import task_of
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ def train_trial(config: dict[str, Any], folder: str) -> None:
     storage.start_trial(trial_dir, config)
     machine.configure_torch(num_threads=int(reserved["CPU"]))
     machine.set_gpu_precision(config["tf32"])
-    data = palindromes.palindromes(config["seed"], config["length"], config["num_sequences"])
+    data = task_of(config).sample(config["seed"], config["length"], config["num_sequences"])
     train_split, val_split = data.train.to(device), data.validation.to(device)
     learner = Learner(config, len(train_split) // config["batch_size"], device)
     if latest:
@@ -110,7 +107,8 @@ def train_trial(config: dict[str, Any], folder: str) -> None:
 
 
 def is_finished(history: list[dict[str, Any]], config: dict[str, Any]) -> bool:
-    return should_stop(history, config["epochs"], config["stop_after_solved_epochs"])
+    solved_epochs = config["stop_after_solved_epochs"]
+    return should_stop(history, config["epochs"], solved_epochs, task_of(config))
 
 
 def save_and_report(
@@ -276,7 +274,8 @@ def main() -> int:
     uses_recipe = any(
         grid.stop_after_solved_epochs or grid.variants != GridConfig().variants for grid in grids
     )
-    analysis = f"analysis/{'horizon' if uses_recipe else 'sweep'}.py"
+    is_horizon = uses_recipe and grids[0].task == "palindrome"
+    analysis = f"analysis/{'horizon' if is_horizon else 'sweep'}.py"
     return cli.print_summary(len(done), len(trials), "trial", folder, failures, analysis)
 
 

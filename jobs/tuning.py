@@ -15,6 +15,7 @@ from jobs.ray_internals import trial_error
 from jobs.resources import describe_start
 from jobs.storage import StorageDir, write_failure
 from models.recurrent_training import has_diverged
+from models.tasks import task_of
 
 Config = dict[str, Any]
 
@@ -68,7 +69,8 @@ class Progress(tune.Callback):
             seconds + result["epoch_seconds"],
             work + self.work[name],
         ]
-        self.latest = f"{name} epoch {result['epoch']} val {result['val_accuracy']:.1%}"
+        task = task_of(self.configs[name])
+        self.latest = f"{name} epoch {result['epoch']} {task.describe(result)}"
         if has_diverged(result):
             self.line.print_line(f"{name}: diverged in epoch {result['epoch']}")
         corrupt = result["corrupt_checkpoints"]

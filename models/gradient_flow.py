@@ -1,46 +1,50 @@
 """How far back the gradients of a recurrent network reach, and how the optimizer moves its weights.
 
-    probe(network, data)["grad_norm_h"]   # by steps back from the end: 0, 1, … length
+    probe(network, task, data)["grad_norm_h"]   # by steps back from the end: 0, 1, … length
     tracker = UpdateTracker(network)      # tracker.record(lr) after each step, then pop_means()
 
 Where the gradient of the loss with respect to the hidden state vanishes over the steps back,
-nothing can be learned from the digits read there (Hochreiter 1991, Bengio et al. 1994).
+nothing can be learned from what is read there (Hochreiter 1991, Bengio et al. 1994).
 """
 
 import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from models.palindromes import Sequences
 from models.recurrent import RecurrentNetwork
+from models.sequences import Sequences
+from models.tasks import Task
 
 
-def gradient_norms(network: RecurrentNetwork, data: Sequences) -> dict[str, Tensor]:
+def gradient_norms(network: RecurrentNetwork, task: Task, data: Sequences) -> dict[str, Tensor]:
     """Returns the mean norm of the gradient with respect to the state, by steps back from the end.
 
-    The gradient of each sequence's own cross entropy with respect to its own state, averaged over
-    the sequences.
+    The gradient of each sequence's own loss with respect to its own state (that of all layers
+    together), averaged over the sequences.
 
     Returns:
         {"h": (length + 1,)}, and for an LSTM "c" as well; the last one belongs to the state before
-        the first digit.
+        the first input.
     """
     with torch.enable_grad():
-        states: list[dict[str, Tensor]] = []
-        for state in network.unroll(network.encode(data.digits)):
+        states: list[list[dict[str, Tensor]]] = []  # by step and layer
+        for layers in network.unroll(network.encode(data.inputs)):
             if not states:
-                for value in state.values():
+                for value in (value for state in layers for value in state.values()):
                     value.requires_grad_()
-            states.append(state)
-        logits = network.head(states[-1]["h"])
-        loss = F.cross_entropy(logits, data.targets, reduction="sum")
-        names = list(states[0])
-        inputs = [state[name] for name in names for state in reversed(states)]
+            states.append(layers)
+        outputs = network.head(states[-1][-1]["h"])
+        loss = task.loss(outputs, data.targets, reduction="sum")
+        names, num_layers = list(network.state_names), len(states[0])
+        inputs = [s[name] for name in names for layers in reversed(states) for s in layers]
         gradients = torch.autograd.grad(loss, inputs)
     # In float64: the squares of numbers below 1e-19 underflow in float32.
-    norms = torch.stack([gradient.double().norm(dim=1).mean() for gradient in gradients])
+    by_state = [
+        torch.cat(gradients[i : i + num_layers], dim=1).double()  # (batch, layers * hidden_size)
+        for i in range(0, len(gradients), num_layers)
+    ]
+    norms = torch.stack([gradient.norm(dim=1).mean() for gradient in by_state])
     return dict(zip(names, norms.split(len(states)), strict=True))
 
 
@@ -52,33 +56,38 @@ def forget_gate_quantiles(network: RecurrentNetwork, data: Sequences) -> Tensor 
         (5,) minimum, quartiles and maximum: each between 0 (forgets) and 1 (keeps). None for a
         cell without a forget gate.
     """
-    gates = [state["f"] for state in network.unroll(network.encode(data.digits)) if "f" in state]
-    if not gates:
+    _, *steps = network.unroll(network.encode(data.inputs))
+    if "f" not in steps[0][0]:
         return None
-    return torch.stack(gates).mean((0, 1)).quantile(gates[0].new_tensor([0, 0.25, 0.5, 0.75, 1]))
+    gates = torch.stack([torch.cat([state["f"] for state in layers], dim=1) for layers in steps])
+    return gates.mean((0, 1)).quantile(gates.new_tensor([0, 0.25, 0.5, 0.75, 1]))
 
 
 def spectral_radii(network: RecurrentNetwork) -> list[float]:
-    """Returns the largest absolute eigenvalue of each recurrent matrix: one for each gate.
+    """Returns the largest absolute eigenvalue of each recurrent matrix: of each layer and gate.
 
     NaN if training has diverged: LAPACK crashes on a matrix that is not finite.
     """
-    cell = network.cell
-    matrices = cell.weight_hh.detach().cpu().split(cell.hidden_size)
+    matrices = [
+        matrix
+        for cell in network.cells
+        for matrix in cell.weight_hh.detach().cpu().split(cell.hidden_size)
+    ]
     return [
         torch.linalg.eigvals(matrix).abs().max().item() if matrix.isfinite().all() else math.nan
         for matrix in matrices
     ]
 
 
-def probe(network: RecurrentNetwork, data: Sequences) -> dict[str, list[float]]:
+def probe(network: RecurrentNetwork, task: Task, data: Sequences) -> dict[str, list[float]]:
     """Returns all of the above as plain numbers, for a row of metrics.
 
     Returns:
         grad_norm_h (and grad_norm_c): see gradient_norms; spectral_radii; and of a cell with a
         forget gate forget_gate_quantiles.
     """
-    metrics = {f"grad_norm_{name}": n.tolist() for name, n in gradient_norms(network, data).items()}
+    norms = gradient_norms(network, task, data)
+    metrics = {f"grad_norm_{name}": norm.tolist() for name, norm in norms.items()}
     metrics["spectral_radii"] = spectral_radii(network)
     quantiles = forget_gate_quantiles(network, data)
     if quantiles is not None:
@@ -91,17 +100,20 @@ class UpdateTracker:
 
     def __init__(self, network: RecurrentNetwork):
         self.network = network
-        self.before = network.cell.weight_hh.detach().clone()
+        self.before = self._recurrent_weights()
         self.records: list[Tensor] = []
 
     @torch.no_grad()
     def record(self, lr: float) -> None:
         """Call after each step, before the next gradient, with the learning rate of the step."""
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-        after = self.network.cell.weight_hh
+        after = self._recurrent_weights()
         update_rms_over_lr = (after - self.before).square().mean().sqrt() / lr
         self.records.append(torch.stack([nn.utils.get_total_norm(gradients), update_rms_over_lr]))
-        self.before.copy_(after)
+        self.before = after
+
+    def _recurrent_weights(self) -> Tensor:
+        return torch.cat([cell.weight_hh.detach() for cell in self.network.cells])
 
     def pop_means(self) -> dict[str, float]:
         """Returns means over the steps since the last call.

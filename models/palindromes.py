@@ -1,46 +1,25 @@
 """The palindrome task: read all but the last digit, predict the last, which equals the first.
 
     data = palindromes(seed=0, length=20, num_sequences=100_000)
-    data.train.digits   # (80000, 20), the digits that a network reads
-    data.train.targets  # (80000,), the last digit of each palindrome
+    data.train.inputs   # (80000, 20) uint8, the digits that a network reads
+    data.train.targets  # (80000,) int64, the last digit of each palindrome
 
 `length` is the number of digits that the network reads (the report, section 1.2); the palindrome
 has one more. To predict its last digit, the network must remember the first one for `length` steps.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from models.rng import make_rng
+from models.sequences import Sequences, SequenceSplits
 
 # The free digits of a palindrome (its first half) have a sum modulo 10, its checksum. Each of the
 # ten checksums occurs in a tenth of the palindromes of each label; two of them are for validation.
 VALIDATION_CHECKSUMS = 2
 
+MIN_LENGTH = 2  # at 1 there is one palindrome for each label, which cannot be in both splits
 MIN_SAMPLES = 50  # the smallest number with which each label occurs in each split
-
-
-@dataclass(frozen=True)
-class Sequences:
-    digits: Tensor  # (num_sequences, length) uint8
-    targets: Tensor  # (num_sequences,) int64
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, rows: slice) -> "Sequences":
-        return Sequences(self.digits[rows], self.targets[rows])
-
-    def to(self, device: torch.device | str) -> "Sequences":
-        return Sequences(self.digits.to(device), self.targets.to(device))
-
-
-@dataclass(frozen=True)
-class Palindromes:
-    train: Sequences
-    validation: Sequences
 
 
 def num_train(num_sequences: int) -> int:
@@ -48,7 +27,7 @@ def num_train(num_sequences: int) -> int:
     return num_sequences * 4 // 5
 
 
-def palindromes(seed: int, length: int, num_sequences: int) -> Palindromes:
+def palindromes(seed: int, length: int, num_sequences: int) -> SequenceSplits:
     """Samples palindromes with balanced labels, 80 % of them for training.
 
     The splits share no palindrome: the checksum of a palindrome's free digits decides its split,
@@ -57,16 +36,15 @@ def palindromes(seed: int, length: int, num_sequences: int) -> Palindromes:
     are requested, they repeat, so that an epoch has the same number of steps at every length.
 
     Raises:
-        ValueError: `length` is below 2 (at 1 there is a single palindrome for each label, which
-            cannot be in both splits), or there are fewer than MIN_SAMPLES sequences.
+        ValueError: `length` is below MIN_LENGTH, or there are fewer than MIN_SAMPLES sequences.
     """
-    if length < 2:
-        raise ValueError(f"length {length}: must be at least 2")
+    if length < MIN_LENGTH:
+        raise ValueError(f"length {length}: must be at least {MIN_LENGTH}")
     if num_sequences < MIN_SAMPLES:
         raise ValueError(f"num_sequences {num_sequences}: must be at least {MIN_SAMPLES}")
     train = num_train(num_sequences)
     checksums = torch.randperm(10, generator=make_rng(seed, "split", length)).to(torch.uint8)
-    return Palindromes(
+    return SequenceSplits(
         train=_sample(seed, "train", length, train, checksums[VALIDATION_CHECKSUMS:]),
         validation=_sample(
             seed, "validation", length, num_sequences - train, checksums[:VALIDATION_CHECKSUMS]

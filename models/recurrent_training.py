@@ -1,8 +1,8 @@
 """Training of a recurrent network: its schedule, one epoch, its evaluation, when it ends.
 
 optimizer = torch.optim.Adam(network.parameters(), lr=0.001, fused=True)
-loss = train_epoch(network, optimizer, data.train, perm, batch_size=128)
-loss, accuracy = evaluate(network, data.validation)
+loss = train_epoch(network, optimizer, task, data.train, perm, batch_size=128)
+metrics = evaluate(network, task, data.validation)  # of one of the tasks in models/tasks.py
 """
 
 import math
@@ -11,12 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from models.palindromes import Sequences
 from models.recurrent import RecurrentNetwork
-
-SOLVED_ACCURACY = 0.999  # validation accuracy from which on an epoch counts as solved
+from models.sequences import Sequences
+from models.tasks import Task
 
 
 def lr_multiplier(step: int, total_steps: int, warmup_steps: int, lr_schedule: str) -> float:
@@ -33,18 +31,21 @@ def lr_multiplier(step: int, total_steps: int, warmup_steps: int, lr_schedule: s
     return warmup
 
 
-def should_stop(history: list[dict[str, Any]], epochs: int, solved_epochs: int | None) -> bool:
+def should_stop(
+    history: list[dict[str, Any]], epochs: int, solved_epochs: int | None, task: Task
+) -> bool:
     """Returns whether training is over: after `epochs`, by early stopping, or because it diverged.
 
     Args:
-        history: one row of metrics for each completed epoch, with its val_accuracy and losses.
-        solved_epochs: stop after this many epochs in a row at SOLVED_ACCURACY, or None: never.
+        history: one row of metrics for each completed epoch.
+        solved_epochs: stop after this many solved epochs in a row, or None: never.
+        task: which says what a solved epoch is.
     """
     if len(history) >= epochs or (history and has_diverged(history[-1])):
         return True
     if solved_epochs is None or len(history) < solved_epochs:
         return False
-    return all(row["val_accuracy"] >= SOLVED_ACCURACY for row in history[-solved_epochs:])
+    return all(map(task.is_solved, history[-solved_epochs:]))
 
 
 def has_diverged(row: dict[str, Any]) -> bool:
@@ -55,13 +56,14 @@ def has_diverged(row: dict[str, Any]) -> bool:
 def train_epoch(
     network: RecurrentNetwork,
     optimizer: torch.optim.Optimizer,
+    task: Task,
     data: Sequences,
     perm: Tensor,
     batch_size: int,
     grad_clip: float | None = None,
     after_step: Callable[[int], None] = lambda step: None,
 ) -> float:
-    """Trains for one epoch and returns its mean cross entropy (nats).
+    """Trains for one epoch and returns its mean loss.
 
     Args:
         perm: (num_sequences,) the order of the sequences; an incomplete last batch is dropped.
@@ -72,7 +74,7 @@ def train_epoch(
     steps = len(perm) // batch_size
     total = torch.zeros((), device=perm.device)
     for step, batch in enumerate(perm[: steps * batch_size].view(steps, batch_size), start=1):
-        loss = F.cross_entropy(network(data.digits[batch]), data.targets[batch])
+        loss = task.loss(network(data.inputs[batch]), data.targets[batch])
         optimizer.zero_grad()
         loss.backward()
         if grad_clip is not None:
@@ -85,19 +87,17 @@ def train_epoch(
 
 @torch.inference_mode()
 def predict(network: RecurrentNetwork, data: Sequences, batch_size: int = 500) -> Tensor:
-    """Returns the logits of every sequence, (num_sequences, 10).
+    """Returns the prediction for every sequence, (num_sequences, num_outputs).
 
     Restores the training mode: in evaluation mode, cuDNN computes no gradients afterwards.
     """
     training = network.training
     network.eval()
-    logits = torch.cat([network(digits) for digits in data.digits.split(batch_size)])
+    outputs = torch.cat([network(inputs) for inputs in data.inputs.split(batch_size)])
     network.train(training)
-    return logits
+    return outputs
 
 
-def evaluate(network: RecurrentNetwork, data: Sequences) -> tuple[float, float]:
-    """Returns the mean cross entropy (nats) and the accuracy (0 to 1) on `data`."""
-    logits = predict(network, data)
-    accuracy = (logits.argmax(1) == data.targets).double().mean()
-    return F.cross_entropy(logits, data.targets).item(), accuracy.item()
+def evaluate(network: RecurrentNetwork, task: Task, data: Sequences) -> dict[str, float]:
+    """Returns the metrics of the network's predictions on `data`."""
+    return task.metrics(predict(network, data), data.targets)

@@ -33,6 +33,7 @@ from jobs.cluster import WORKER_ENVIRONMENT
 from models.palindromes import num_train, palindromes
 from models.recurrent import build
 from models.recurrent_training import train_epoch
+from models.tasks import TASKS
 
 BATCH_SIZE, HIDDEN_SIZE = 128, 128
 ROUNDS = 3
@@ -161,7 +162,8 @@ def make_training(length: int, steps: int) -> Callable[[], float]:
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
     data = palindromes(0, length, 20_000).train
     perm = torch.randperm(len(data))[: steps * BATCH_SIZE]
-    return lambda: train_epoch(network, optimizer, data, perm, BATCH_SIZE)
+    task = TASKS["palindrome"]
+    return lambda: train_epoch(network, optimizer, task, data, perm, BATCH_SIZE)
 
 
 def repeated(work: Callable[[], object], times: int) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""jobs/grid.py: presets, overrides, ablations and the checks of settings."""
+"""jobs/grid.py and presets.py: presets, overrides, ablations and the checks of settings."""
 
 import sys
 from collections.abc import Callable
@@ -9,19 +9,15 @@ import pytest
 from jobs import sweep
 from jobs.errors import UserError
 from jobs.grid import (
-    ABLATION_PRESET,
-    PRESETS,
     VARIANTS,
     GridConfig,
-    Preset,
-    apply_overrides,
     complete,
     describe,
     growth_conflict,
-    recipes,
     trial_configs,
     trial_name,
 )
+from jobs.presets import ABLATION_PRESET, PRESETS, Preset, apply_overrides, recipes
 
 
 @pytest.fixture
@@ -151,6 +147,9 @@ def test_ablation_variants_follow_the_flags(parse_grids, flags, variants):
     assert [set(grid.variants) for grid in grids] == [variants, variants]
 
 
+COPY_FIRST = {"task": "copy-first"}
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -172,6 +171,25 @@ def test_ablation_variants_follow_the_flags(parse_grids, flags, variants):
         ({"num_sequences": 1000, "epochs": 2, "warmup_steps": 13}, "training has 12 steps"),
         ({"num_sequences": 40}, "--num-sequences 40: must be at least 50"),
         ({"num_sequences": 159}, "smaller than --batch-size 128"),
+        ({"num_layers": 0}, "--num-layers 0: must be positive and finite"),
+        (
+            COPY_FIRST | {"input_encoding": "one-hot"},
+            "--task copy-first: --input-encoding one-hot is for digits, choose raw",
+        ),
+        (
+            COPY_FIRST | {"variants": ("raw-input", "one-hot")},
+            "--variants raw-input: has no effect on these settings",
+        ),
+        (
+            COPY_FIRST | {"variants": ("one-hot",)},
+            "--variants one-hot: makes no sense for --task copy-first",
+        ),
+        (COPY_FIRST | {"lengths": (0, 5)}, "--lengths 0: must be at least 1"),
+        (COPY_FIRST | {"num_sequences": 9}, "--num-sequences 9: must be at least 10"),
+        (
+            COPY_FIRST | {"num_sequences": 100, "batch_size": 91},
+            "--num-sequences 100: the training split (90) is smaller than --batch-size 91",
+        ),
     ],
 )
 def test_settings_that_cannot_be_run_are_refused(overrides, message):
@@ -188,6 +206,7 @@ def test_description_lists_the_axes_of_a_grid():
         "lstm,rnn x lengths 3-5,9 x seeds 0 x inits uniform x variants full,one-hot"
         " x 20 epochs of 100000 sequences"
     )
+    assert describe(replace(grid, task="copy-first")).startswith("copy-first: lstm,rnn x lengths")
 
 
 # Growth
@@ -224,10 +243,11 @@ def test_run_grows_by_other_values_of_its_axes(preset, before, after):
     assert growth_conflict(*both) == ""
 
 
-def test_run_of_a_version_without_tf32_grows():
+def test_run_of_an_older_version_grows():
     before, after = (settings(PRESETS["quick"], each) for each in (SMALL, SMALL | {"seeds": (7,)}))
     for config in (*before["recipes"], *before["trials"].values()):
-        del config["tf32"]
+        for name in ("tf32", "task", "num_layers"):
+            del config[name]
     assert growth_conflict(complete(before), after) == ""
     assert complete(before) == settings(PRESETS["quick"], SMALL)
 

@@ -9,8 +9,8 @@ import torch
 from jobs import sweep
 from jobs.grid import GridConfig, trial_configs
 from jobs.learner import OPTIMIZERS, Learner, run_epoch
-from models.palindromes import palindromes
 from models.recurrent import CELLS
+from models.tasks import TASKS, task_of
 
 CPU = torch.device("cpu")
 TIMES = ("train_seconds", "epoch_seconds", "sequences_per_second", "epoch_end_time")
@@ -18,8 +18,8 @@ TIMES = ("train_seconds", "epoch_seconds", "sequences_per_second", "epoch_end_ti
 
 def make_config(**settings: object) -> dict:
     grid = GridConfig(
-        lengths=(4,), seeds=(0,), num_sequences=4000, hidden_size=32, lr_schedule="cosine",
-        warmup_steps=10, evals_per_epoch=2, probe=True, **settings,
+        lengths=(4,), seeds=(0,), num_sequences=4000, hidden_size=32, num_layers=2,
+        lr_schedule="cosine", warmup_steps=10, evals_per_epoch=2, probe=True, **settings,
     )  # fmt: skip
     (config,) = trial_configs(grid)
     return config
@@ -27,20 +27,24 @@ def make_config(**settings: object) -> dict:
 
 def train(learner: Learner, epochs: range) -> list[dict]:
     config = learner.config
-    data = palindromes(config["seed"], config["length"], config["num_sequences"])
+    data = task_of(config).sample(config["seed"], config["length"], config["num_sequences"])
     rows = [run_epoch(learner, epoch, data.train, data.validation) for epoch in epochs]
     return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("cell", CELLS)
-def test_optimizer_trains_and_resumes_bit_identically(cell, optimizer):
-    config = make_config(cells=(cell,), optimizer=optimizer, grad_clip=10.0, lr=0.003)
+@pytest.mark.parametrize("task", TASKS)
+def test_optimizer_trains_and_resumes_bit_identically(task, cell, optimizer):
+    config = make_config(task=task, cells=(cell,), optimizer=optimizer, grad_clip=10.0, lr=0.003)
     steps = 3200 // config["batch_size"]
     learner = Learner(config, steps, CPU)
     rows = train(learner, range(1, 3))
     state = copy.deepcopy(learner.state_dict())
     rows += train(learner, range(3, 6))
+    metric = task_of(config).metric
+    assert all(row[f"{metric}_within_epoch"][-1] == row[metric] for row in rows)
+    assert ("val_accuracy" in rows[0]) == (task == "palindrome")
     assert rows[-1]["train_loss"] < 0.8 * rows[0]["train_loss"]
 
     resumed = Learner(config, steps, CPU)

@@ -1,14 +1,15 @@
 import pytest
 import torch
 
-from models.palindromes import MIN_SAMPLES, Sequences, palindromes
+from models.palindromes import MIN_SAMPLES, palindromes
+from models.sequences import Sequences
 
 LENGTHS = [2, 3, 4, 5, 6, 23, 24, 35, 100]
 
 
 def with_targets(split: Sequences) -> torch.Tensor:
     """Returns complete palindromes, (num_sequences, length + 1)."""
-    return torch.cat([split.digits, split.targets[:, None].to(torch.uint8)], 1)
+    return torch.cat([split.inputs, split.targets[:, None].to(torch.uint8)], 1)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -37,7 +38,7 @@ def test_splits_share_no_palindrome(length, seed):
 def test_digits_after_the_first_are_independent_of_the_target():
     data = palindromes(seed=0, length=20, num_sequences=100_000).train
     for position in (1, 9, 10):
-        pairs = data.targets * 10 + data.digits[:, position]
+        pairs = data.targets * 10 + data.inputs[:, position]
         counts = pairs.bincount(minlength=100)
         # 800 are expected of each pair; 5.5 standard deviations
         assert (counts - 800).abs().max() < 5.5 * 800**0.5
@@ -45,10 +46,10 @@ def test_digits_after_the_first_are_independent_of_the_target():
 
 def test_seed_and_length_determine_the_data():
     first, again = palindromes(5, 12, 500), palindromes(5, 12, 500)
-    assert torch.equal(first.train.digits, again.train.digits)
-    assert torch.equal(first.validation.digits, again.validation.digits)
-    assert not torch.equal(first.train.digits, palindromes(6, 12, 500).train.digits)
-    assert not torch.equal(first.train.digits[:, :6], palindromes(5, 13, 500).train.digits[:, :6])
+    assert torch.equal(first.train.inputs, again.train.inputs)
+    assert torch.equal(first.validation.inputs, again.validation.inputs)
+    assert not torch.equal(first.train.inputs, palindromes(6, 12, 500).train.inputs)
+    assert not torch.equal(first.train.inputs[:, :6], palindromes(5, 13, 500).train.inputs[:, :6])
 
 
 @pytest.mark.parametrize(

@@ -9,22 +9,27 @@ from models.palindromes import palindromes
 from models.recurrent import CELLS, INPUT_ENCODINGS, build
 from models.recurrent_training import evaluate, lr_multiplier, predict, should_stop, train_epoch
 from models.rng import make_rng
+from models.tasks import TASKS
+
+TASK = TASKS["palindrome"]
 
 
 @pytest.mark.parametrize(("length", "batch_size"), [(1, 1), (2, 128), (7, 1), (35, 128)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-@pytest.mark.parametrize("input_encoding", INPUT_ENCODINGS)
+@pytest.mark.parametrize(
+    ("input_encoding", "num_layers"), [*((name, 1) for name in INPUT_ENCODINGS), ("raw", 3)]
+)
 @pytest.mark.parametrize("cell", CELLS)
 def test_equations_and_native_kernel_match_torch_modules(
-    cell, input_encoding, dtype, tolerance, length, batch_size
+    cell, input_encoding, num_layers, dtype, tolerance, length, batch_size
 ):
     """Compares the logits and the gradients of all parameters."""
-    network = build(cell, 128, "uniform", length, length, input_encoding).to(dtype)
+    network = build(cell, 128, "uniform", length, length, input_encoding, num_layers).to(dtype)
     digits = torch.randint(10, (batch_size, length), generator=make_rng("digits"))
     targets = torch.randint(10, (batch_size,), generator=make_rng("targets"))
     x = network.encode(digits)  # (length, batch_size, d_in)
     twin = nn.ModuleDict(
-        {"rnn": CELLS[cell].rnn_class(x.shape[2], 128), "head": nn.Linear(128, 10)}
+        {"rnn": CELLS[cell].rnn_class(x.shape[2], 128, num_layers), "head": nn.Linear(128, 10)}
     )
     twin.to(dtype).load_state_dict(network.state_dict())
 
@@ -70,19 +75,52 @@ def test_uniform_init_has_torchs_default_bound(cell):
 @pytest.mark.parametrize("cell", CELLS)
 def test_orthogonal_init_makes_each_recurrent_matrix_orthogonal(cell):
     network = build(cell, hidden_size=32, init="orthogonal", seed=0, length=5)
-    for matrix in network.cell.weight_hh.split(32):  # one for each gate
+    for matrix in network.cells[0].weight_hh.split(32):  # one for each gate
         torch.testing.assert_close(matrix @ matrix.T, torch.eye(32), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_keras_init_has_the_default_bounds_of_keras(cell):
+    """GlorotUniform, Orthogonal (of all gates together) and zeros; an LSTM's forget bias is 1."""
+    network = build(cell, 32, "keras", 0, 5, num_layers=2, num_outputs=1)
+    gates = network.cells[0].weight_hh.shape[0]  # gates * hidden_size
+    bounds = [math.sqrt(6 / (d_in + gates)) for d_in in (1, 32)]
+    for layer, bound in zip(network.cells, bounds, strict=True):
+        assert 0.9 * bound < layer.weight_ih.abs().max() <= bound
+        gram = layer.weight_hh.T @ layer.weight_hh
+        torch.testing.assert_close(gram, torch.eye(32), rtol=0, atol=1e-5)
+        bias = layer.bias_ih + layer.bias_hh
+        expected = torch.zeros_like(bias)
+        if cell == "lstm":
+            expected[32:64] = 1
+        assert torch.equal(bias, expected)
+    assert 0.8 * math.sqrt(6 / 33) < network.head.weight.abs().max() <= math.sqrt(6 / 33)
+    assert not network.head.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("cell", "init"), [(name, init) for name, cell in CELLS.items() for init in cell.initializers]
+)
+def test_init_treats_all_layers_alike(cell, init):
+    """A matrix of constants, a bias: in every layer or in none."""
+    first, second = build(cell, 16, init, 0, 50, num_layers=2).cells
+    for name in ("weight_hh", "bias_ih", "bias_hh"):
+        gates = [getattr(layer, name).split(16) for layer in (first, second)]
+        for one, other in zip(*gates, strict=True):
+            assert (one.unique().numel() == 1) == (other.unique().numel() == 1), name
+    norms = [layer.weight_hh.norm().item() for layer in (first, second)]
+    assert norms[0] == pytest.approx(norms[1], rel=0.15)
+
+
 def test_identity_init_copies_hidden_state():
-    cell = build("rnn", 32, "identity", 0, 5).cell
+    cell = build("rnn", 32, "identity", 0, 5).cells[0]
     assert torch.equal(cell.weight_hh, torch.eye(32))
     assert not (cell.bias_ih + cell.bias_hh).any()
 
 
 def lstm_gate_biases(init: str, hidden_size: int, length: int) -> tuple[torch.Tensor, ...]:
     """Returns the biases of the gates i, f, g, o, each (hidden_size,)."""
-    cell = build("lstm", hidden_size, init, 0, length).cell
+    cell = build("lstm", hidden_size, init, 0, length).cells[0]
     return (cell.bias_ih + cell.bias_hh).chunk(4)
 
 
@@ -109,21 +147,21 @@ def test_chrono_init_spreads_time_scales_up_to_length():
 def test_chrono_init_of_the_gru_keeps_its_state_for_up_to_length():
     """Without weights, a unit keeps a fraction of T / (1 + T) per step; T is its time scale."""
     network, default = (build("gru", 512, init, 3, 50) for init in ("chrono", "uniform"))
-    bias = network.cell.bias_ih + network.cell.bias_hh
+    bias = network.cells[0].bias_ih + network.cells[0].bias_hh
     time_scales = bias[512:1024].exp()
     assert time_scales.min() >= 1
     assert time_scales.max() <= 49
     assert abs(time_scales.mean() - 25) < 3  # of U(1, 49); its standard error here is 0.6
     others = torch.cat([torch.arange(512), torch.arange(1024, 1536)])
-    for bias, default_bias in zip(network.cell[2:], default.cell[2:], strict=True):
+    for bias, default_bias in zip(network.cells[0][2:], default.cells[0][2:], strict=True):
         assert torch.equal(bias[others], default_bias[others])
 
-    for parameter in (network.cell.weight_ih, network.cell.weight_hh):
+    for parameter in (network.cells[0].weight_ih, network.cells[0].weight_hh):
         nn.init.zeros_(parameter)
     h = torch.ones(1, 1, 512)
     _, after = network.rnn(torch.zeros(1, 1, 1), h)
-    reset = torch.sigmoid(network.cell.bias_ih[:512] + network.cell.bias_hh[:512])
-    n = torch.tanh(network.cell.bias_ih[1024:] + reset * network.cell.bias_hh[1024:])
+    reset = torch.sigmoid(network.cells[0].bias_ih[:512] + network.cells[0].bias_hh[:512])
+    n = torch.tanh(network.cells[0].bias_ih[1024:] + reset * network.cells[0].bias_hh[1024:])
     kept = ((after - n) / (h - n)).flatten()
     torch.testing.assert_close(kept, time_scales / (1 + time_scales))
 
@@ -135,7 +173,7 @@ def test_seed_determines_every_parameter(cell, init):
     first, again, other = (build(cell, 16, init, seed, 9).state_dict() for seed in (1, 1, 2))
     torch.testing.assert_close(again, first, rtol=0, atol=0)
     # An initialization may set the recurrent matrix and the biases to constants, uniform none.
-    sampled = first if init == "uniform" else ("head.weight", "head.bias", "rnn.weight_ih_l0")
+    sampled = first if init == "uniform" else ("head.weight", "rnn.weight_ih_l0")
     for name in sampled:
         assert not torch.equal(first[name], other[name]), name
 
@@ -177,14 +215,14 @@ def test_lr_multiplier_warms_up_linearly_and_decays_by_half_a_cosine():
 )
 def test_training_stops_after_its_epochs_or_enough_solved_ones(accuracies, solved_epochs, expected):
     history = [{"val_accuracy": accuracy} for accuracy in accuracies]
-    assert should_stop(history, 5, solved_epochs) is expected
+    assert should_stop(history, 5, solved_epochs, TASK) is expected
 
 
 @pytest.mark.parametrize("losses", [(math.nan, 1.0), (1.0, math.nan), (math.inf, 1.0)])
 def test_training_stops_when_it_has_diverged(losses):
     row = dict(zip(("train_loss", "val_loss"), losses, strict=True)) | {"val_accuracy": 0.1}
-    assert should_stop([row], 5, None)
-    assert not should_stop([{**row, "train_loss": 1.0, "val_loss": 1.0}], 5, None)
+    assert should_stop([row], 5, None, TASK)
+    assert not should_stop([{**row, "train_loss": 1.0, "val_loss": 1.0}], 5, None, TASK)
 
 
 def test_train_epoch_matches_a_plain_training_loop():
@@ -193,12 +231,12 @@ def test_train_epoch_matches_a_plain_training_loop():
     network, expected = (build("lstm", 16, "uniform", 0, 6) for _ in range(2))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
     steps = []
-    loss = train_epoch(network, optimizer, data, perm, 100, grad_clip=0.1, after_step=steps.append)
+    loss = train_epoch(network, optimizer, TASK, data, perm, 100, 0.1, after_step=steps.append)
     assert steps == [1, 2, 3]  # 320 sequences: three complete batches
 
     optimizer, losses = torch.optim.SGD(expected.parameters(), lr=0.5), []
     for batch in perm[:300].split(100):
-        batch_loss = F.cross_entropy(expected(data.digits[batch]), data.targets[batch])
+        batch_loss = F.cross_entropy(expected(data.inputs[batch]), data.targets[batch])
         optimizer.zero_grad()
         batch_loss.backward()
         norm = nn.utils.clip_grad_norm_(expected.parameters(), 0.1)
@@ -213,10 +251,11 @@ def test_evaluation_covers_every_sequence_at_any_batch_size():
     data = palindromes(0, 5, 1000).validation
     network = build("rnn", 16, "uniform", 0, 5)
     torch.testing.assert_close(predict(network, data, 7), predict(network, data, 1000))
-    loss, accuracy = evaluate(network, data)
-    logits = network(data.digits)
-    assert loss == pytest.approx(F.cross_entropy(logits, data.targets).item(), rel=1e-5)
-    assert accuracy == (logits.argmax(1) == data.targets).sum().item() / 200
+    metrics = evaluate(network, TASK, data)
+    logits = network(data.inputs)
+    expected = F.cross_entropy(logits, data.targets).item()
+    assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["accuracy"] == (logits.argmax(1) == data.targets).sum().item() / 200
 
 
 def test_evaluation_within_an_epoch_keeps_training_mode():
@@ -227,11 +266,11 @@ def test_evaluation_within_an_epoch_keeps_training_mode():
     modes = []
 
     def evaluate_after_step(step: int) -> None:
-        evaluate(network, data.validation)
+        evaluate(network, TASK, data.validation)
         modes.append(network.training)
 
     perm = torch.arange(800)
-    train_epoch(network, optimizer, data.train, perm, 400, after_step=evaluate_after_step)
+    train_epoch(network, optimizer, TASK, data.train, perm, 400, after_step=evaluate_after_step)
     assert modes == [True, True]
 
 
@@ -242,6 +281,5 @@ def test_training_solves_short_palindromes(cell):
     optimizer = torch.optim.Adam(network.parameters(), lr=0.005)
     for epoch in range(8):
         perm = torch.randperm(len(data.train), generator=make_rng("perm", epoch))
-        train_epoch(network, optimizer, data.train, perm, batch_size=64)
-    _, accuracy = evaluate(network, data.validation)
-    assert accuracy > 0.99
+        train_epoch(network, optimizer, TASK, data.train, perm, batch_size=64)
+    assert evaluate(network, TASK, data.validation)["accuracy"] > 0.99

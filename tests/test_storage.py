@@ -10,7 +10,8 @@ import pytest
 
 from jobs import storage, sweep
 from jobs.errors import UserError
-from jobs.grid import PRESETS, recipes, trial_configs, trial_name
+from jobs.grid import trial_configs, trial_name
+from jobs.presets import PRESETS, recipes
 
 QUICK = {
     "recipes": recipes(PRESETS["quick"], {}),

@@ -123,10 +123,33 @@ def test_last_checkpoint_holds_the_network_that_was_evaluated(reference_run):
         network = build(config["cell"], config["hidden_size"], "uniform", seed=99, length=20)
         network.load_state_dict(latest.state["network"])
         data = palindromes(config["seed"], config["length"], config["num_sequences"])
-        loss, accuracy = evaluate(network, data.validation)
+        metrics = evaluate(network, trial.task, data.validation)
         assert latest.epoch == EPOCHS
-        assert accuracy == trial.rows[-1]["val_accuracy"]
-        assert loss == pytest.approx(trial.rows[-1]["val_loss"], rel=1e-5)
+        assert metrics["accuracy"] == trial.rows[-1]["val_accuracy"]
+        assert metrics["loss"] == pytest.approx(trial.rows[-1]["val_loss"], rel=1e-5)
+
+
+def test_copy_first_is_trained_shown_and_plotted(cluster, tmp_path):
+    flags = ["--preset", "copy-first", "--cells", "gru", "--lengths", 3, "--inits", "keras,chrono"]
+    flags += ["--hidden-size", 16, "--num-sequences", 2000, "--epochs", 2, "--name", "sweep"]
+    done = cluster.run("jobs/sweep.py", *flags, "--probe", "--storage", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"next: python analysis/sweep.py {tmp_path}/sweep" in done.stdout
+    assert "val MSE" in done.stdout
+    trials = trials_by_name(tmp_path / "sweep")
+    for trial in trials.values():
+        assert trial.status == "finished"
+        assert trial.rows[-1]["val_loss"] < trial.rows[0]["val_loss"]
+        assert "val_accuracy" not in trial.rows[0]
+    plotted = run_script("analysis/sweep.py", tmp_path / "sweep", "--out", tmp_path / "figures")
+    assert plotted.returncode == 0, plotted.stderr
+    for name in ("test_mse", "learning", "gradients"):
+        assert (tmp_path / "figures" / f"{name}.png").exists()
+    shown = run_script("analysis/trials.py", tmp_path / "sweep")
+    assert "val_loss" in shown.stdout.splitlines()[0]
+    refused = run_script("analysis/horizon.py", tmp_path / "sweep")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "of task copy-first: use analysis/sweep.py" in refused.stderr
 
 
 def test_finished_sweep_connects_to_no_cluster_and_writes_nothing(reference_run):
@@ -389,7 +412,7 @@ def test_subnormal_gradients_are_flushed_to_zero(serial_run):
     network = build("rnn", hidden_size=16, init="uniform", seed=0, length=200)
     network.load_state_dict(trial.latest_checkpoint().state["network"])
     val_subset = palindromes(0, 200, 2000).validation[:EVAL_SUBSET_SIZE]
-    expected = gradient_norms(network, val_subset)["h"].tolist()
+    expected = gradient_norms(network, trial.task, val_subset)["h"].tolist()
     reported = trial.rows[-1]["grad_norm_h"]
     # Where the mean norm is below 1e-41, none of the 400 sequences has a normal number, 1e-38.
     subnormal = [steps for steps, norm in enumerate(expected) if 0 < norm < 1e-41]

@@ -7,12 +7,15 @@ from fake_trials import make_trial, write_trials
 
 from analysis.cli import ArgumentParser
 from analysis.results import Trial, read_trials
-from analysis.transfer import add_num_test_samples, evaluate_transfer, unseen_sequences
+from analysis.transfer import add_num_test_samples, evaluate_transfer
 from models import checkpoint
-from models.palindromes import Sequences, palindromes
+from models.palindromes import palindromes
 from models.recurrent import CELLS, RecurrentNetwork, build
 from models.recurrent_training import evaluate
+from models.sequences import Sequences
+from models.tasks import TASKS
 
+TASK = TASKS["palindrome"]
 LENGTHS, SEEDS = (3, 5), (0, 1)
 ENCODING = "one-hot"
 COUNT = 203  # not a multiple of ten: digits are tested unequally often
@@ -72,7 +75,9 @@ def test_each_network_is_tested_at_all_lengths_of_its_cell_and_by_digit(tables):
 def test_accuracies_are_those_of_the_latest_checkpoint(tables, trials):
     by_length, _ = tables
     expected = [
-        evaluate(network_of(trial), unseen_sequences(trial.config["seed"], tested, COUNT))[1]
+        evaluate(network_of(trial), TASK, TASK.sample_unseen(trial.config["seed"], tested, COUNT))[
+            "accuracy"
+        ]
         for trial in trials
         for tested in LENGTHS
     ]
@@ -85,7 +90,7 @@ def test_accuracies_by_digit_average_to_the_accuracy_of_all(tables):
     keys = ["cell", "length", "seed"]
     overall = by_length[by_length["length"] == by_length["tested"]].set_index(keys)["accuracy"]
     for (cell, length, seed), part in by_digit.groupby(keys):
-        counts = unseen_sequences(seed, length, COUNT).targets.bincount(minlength=10)
+        counts = TASK.sample_unseen(seed, length, COUNT).targets.bincount(minlength=10)
         assert set(counts.tolist()) == {20, 21}
         correct = (part["accuracy"].to_numpy() * counts.numpy()).sum()
         assert correct / COUNT == pytest.approx(overall[cell, length, seed], abs=1e-9)
@@ -101,13 +106,13 @@ def test_trials_without_a_valid_checkpoint_are_skipped(trials):
 
 def distinct(data: Sequences) -> set[tuple[int, ...]]:
     """Returns the palindromes of a split, with their last digit."""
-    return set(map(tuple, torch.cat([data.digits, data.targets[:, None]], 1).tolist()))
+    return set(map(tuple, torch.cat([data.inputs, data.targets[:, None]], 1).tolist()))
 
 
 @pytest.mark.parametrize("length", [2, 3, 12, 35])
 @pytest.mark.parametrize("seed", range(2))
 def test_tested_palindromes_were_not_trained_on(seed, length):
-    tested = distinct(unseen_sequences(seed, length, 1000))
+    tested = distinct(TASK.sample_unseen(seed, length, 1000))
     assert len(tested) == 20 if length <= 3 else len(tested) > 150
     for num_sequences in (2_000, 100_000):
         trained = distinct(palindromes(seed, length, num_sequences).train)
@@ -117,8 +122,8 @@ def test_tested_palindromes_were_not_trained_on(seed, length):
 
 @pytest.mark.parametrize("count", [10, 203, 1000])
 def test_unseen_sequences_are_as_many_as_requested(count):
-    data = unseen_sequences(0, 7, count)
-    assert data.digits.shape == (count, 7)
+    data = TASK.sample_unseen(0, 7, count)
+    assert data.inputs.shape == (count, 7)
     assert data.targets.bincount(minlength=10).min() >= count // 10
 
 

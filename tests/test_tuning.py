@@ -8,7 +8,8 @@ import pytest
 from ray.exceptions import OutOfMemoryError
 
 from jobs import interrupt, storage, sweep
-from jobs.grid import LSTM_RECIPE, trial_configs
+from jobs.grid import trial_configs
+from jobs.presets import LSTM_RECIPE
 from jobs.ray_internals import describe_error
 from jobs.tuning import Progress
 from models import checkpoint

@@ -1,0 +1,116 @@
+"""Figures of task copy-first: test error over length, learning, gradients."""
+
+from itertools import cycle
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from analysis.figures import CELL_LABELS, CELL_STYLES, INIT_LINESTYLES, PALETTE, save
+from analysis.horizon_figures import plot_gradients
+from analysis.results import CONFIG_COLUMNS, Trial
+from analysis.transfer import losses_on_unseen
+from analysis.trial_metrics import gradients_table, steps_per_epoch
+from models.recurrent import INIT_NAMES
+from models.tasks import CopyFirst
+
+INIT_COLORS = dict(zip(INIT_NAMES, cycle(PALETTE), strict=False))
+
+
+def plot_copy_first(
+    finished: list[Trial], num_test_samples: int, out: Path
+) -> tuple[pd.DataFrame, list[Path]]:
+    """Plots all figures of the finished trials; returns the table of test errors, and the paths.
+
+    Args:
+        num_test_samples: sequences of each test of a network.
+    """
+    table = losses_on_unseen(finished, num_test_samples)
+    table = table.rename(columns={"test_loss": "test_mse"}).sort_values([*CONFIG_COLUMNS, "seed"])
+    paths = [plot_test_mse(table, out)] if len(table) else []
+    paths.append(plot_learning(finished, out))
+    gradients = gradients_table(finished)
+    if len(gradients):
+        paths.append(plot_gradients(gradients, out))
+    return table, paths
+
+
+def describe_copy_first(table: pd.DataFrame) -> list[str]:
+    """Returns a line for each cell, initialization and length: the test errors of its seeds."""
+    lines = []
+    for (cell, init, length), part in table.groupby(CONFIG_COLUMNS):
+        errors = ", ".join(f"{mse:.4f}" for mse in part["test_mse"])
+        solved = (part["test_mse"] < CopyFirst.solved_mse).sum()
+        lines.append(
+            f"{CELL_LABELS[cell]}, {init} initialization, length {length}: "
+            f"{solved} of {len(part)} solved; test MSE {errors}"
+        )
+    return lines
+
+
+def plot_test_mse(table: pd.DataFrame, out: Path) -> Path:
+    """Plots the test error over the length: each seed, and a line through the seeds' medians."""
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for (cell, init), part in table.groupby(["cell", "init"]):
+        style = {**CELL_STYLES[cell], "color": INIT_COLORS[init]}
+        median = part.groupby("length")["test_mse"].median()
+        axes.plot(part["length"], part["test_mse"], ls="", **style)
+        label = f"{CELL_LABELS[cell]}, {init} initialization"
+        axes.plot(median.index, median, ls=INIT_LINESTYLES[init], lw=1.4, label=label, **style)
+    _draw_thresholds(axes)
+    lengths = sorted(table["length"].unique())
+    axes.set(
+        xscale="log", yscale="log", xlabel="sequence length (numbers read)",
+        ylabel="test mean squared error", title="Copy the first input: error after training",
+    )  # fmt: skip
+    axes.xaxis.set_major_locator(FixedLocator(lengths))
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    alt = "Test mean squared error. " + ". ".join(describe_copy_first(table)) + "."
+    return save(figure, table, out, "test_mse", alt)
+
+
+def plot_learning(trials: list[Trial], out: Path) -> Path:
+    """Plots the validation error over the training steps: a row by cell, a column by length."""
+    table = pd.DataFrame(
+        [
+            {name: trial.config[name] for name in (*CONFIG_COLUMNS, "seed")}
+            | {"step": row["epoch"] * steps_per_epoch(trial), "val_mse": row["val_loss"]}
+            for trial in trials
+            for row in trial.rows
+        ]
+    )
+    cells, lengths = sorted(table["cell"].unique()), sorted(table["length"].unique())
+    figure, panels = plt.subplots(
+        len(cells), len(lengths), figsize=(1 + 3.6 * len(lengths), 0.8 + 2.6 * len(cells)),
+        sharex=True, sharey=True, squeeze=False, layout="constrained",
+    )  # fmt: skip
+    shown: dict[str, Artist] = {}
+    for (cell, length), part in table.groupby(["cell", "length"]):
+        axes = panels[cells.index(cell), lengths.index(length)]
+        for (init, _), curve in part.groupby(["init", "seed"]):
+            (line,) = axes.plot(curve["step"], curve["val_mse"], lw=1.2, color=INIT_COLORS[init])
+            shown[init] = line
+        _draw_thresholds(axes)
+        axes.set(title=f"{CELL_LABELS[cell]}, length {length}", yscale="log")
+    figure.supxlabel("training steps")
+    figure.supylabel("validation mean squared error")
+    figure.legend(list(shown.values()), list(shown), loc="outside right upper")
+    last = table.groupby([*CONFIG_COLUMNS, "seed"])[["step", "val_mse"]].last()
+    alt = "Validation mean squared error over the steps. " + " ".join(
+        f"{CELL_LABELS[cell]}, {init}, length {length}, seed {seed}: {row.val_mse:.4f} after "
+        f"{row.step:,.0f} steps."
+        for (cell, init, length, seed), row in last.iterrows()
+    )
+    return save(figure, table, out, "learning", alt)
+
+
+def _draw_thresholds(axes: Axes) -> None:
+    """Draws the errors of a network at chance and of one that has solved the task."""
+    for value, name in ((CopyFirst.chance, "chance"), (CopyFirst.solved_mse, "solved")):
+        axes.axhline(value, color="black", lw=1, ls=(0, (1, 2)))
+        axes.text(0.01, value, name, transform=axes.get_yaxis_transform(), va="bottom", size=8)

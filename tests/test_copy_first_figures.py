@@ -1,0 +1,93 @@
+"""Figures and tables of a copy-first sweep, of networks that are trained here for an epoch."""
+
+import pandas as pd
+import pytest
+import torch
+from fake_trials import make_trial, write_trials
+from PIL import Image
+
+from analysis import compare, horizon, report, sweep, trials
+from jobs import machine
+from jobs.grid import GridConfig, trial_configs, trial_name
+from jobs.learner import Learner, run_epoch
+from models import checkpoint
+from models.recurrent_training import evaluate
+from models.tasks import TASKS
+
+TASK, SAMPLES = TASKS["copy-first"], 200
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Two cells, two initializations, lengths 3 and 9, seeds 0 and 1; the network by trial name."""
+    grid = GridConfig(
+        task="copy-first", cells=("lstm", "gru"), lengths=(3, 9), seeds=(0, 1), epochs=2,
+        inits=("keras", "chrono"), num_sequences=500, batch_size=50, hidden_size=8, num_layers=2,
+        probe=True,
+    )  # fmt: skip
+    folder, networks, fakes = tmp_path_factory.mktemp("copy first") / "run", {}, []
+    hardware = machine.hardware_info(torch.device("cpu"))
+    for config in trial_configs(grid):
+        data = TASK.sample(config["seed"], config["length"], config["num_sequences"])
+        learner = Learner(config, 9, torch.device("cpu"))
+        rows = [
+            run_epoch(learner, epoch, data.train, data.validation) | hardware for epoch in (1, 2)
+        ]
+        networks[trial_name(config)] = learner.network
+        fake = make_trial([], config["cell"], config["init"], config["length"], config["seed"])
+        fake.config, fake.rows = config, rows
+        fakes.append(fake)
+    write_trials(folder, *fakes)
+    for fake in fakes:
+        path = folder / fake.name / "checkpoint_000000"
+        path.mkdir()
+        checkpoint.save(path, {"network": networks[fake.name].state_dict()}, fake.rows)
+    return folder, networks
+
+
+def test_script_plots_the_error_of_each_network_on_unseen_sequences(run, call_main, tmp_path):
+    folder, networks = run
+    done = call_main(sweep.main, folder, "--out", tmp_path, "--num-test-samples", SAMPLES)
+    assert (done.returncode, done.stderr) == (0, "")
+    names = ["test_mse", "learning", "gradients"]
+    assert done.stdout.splitlines()[-3:] == [str(tmp_path / f"{name}.png") for name in names]
+    assert done.stdout.startswith("GRU, chrono initialization, length 3: 0 of 2 solved; test MSE ")
+    for name in names:
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert len(image.text["Description"]) > 50
+    table = pd.read_csv(tmp_path / "test_mse.csv")
+    assert len(table) == len(networks) == 16
+    for row in table.to_dict("records"):
+        network = networks[trial_name({**row, "variant": "full"})]
+        data = TASK.sample_unseen(row["seed"], row["length"], SAMPLES)
+        expected = evaluate(network, TASK, data)["loss"]
+        assert row["test_mse"] == pytest.approx(expected, rel=1e-5)
+    learning = pd.read_csv(tmp_path / "learning.csv")
+    assert sorted(learning["step"].unique()) == [9, 18]
+
+
+def test_tables_and_page_show_the_error_instead_of_an_accuracy(run, call_main, tmp_path):
+    folder, _ = run
+    shown = call_main(trials.main, folder)
+    columns = shown.stdout.splitlines()[0].split()
+    assert "val_loss" in columns
+    assert "val_accuracy" not in columns
+    assert shown.stdout.splitlines()[-1] == "16 of 16 trials"
+    page = tmp_path / "report.html"
+    done = call_main(report.main, folder, "--out", page, "--num-test-samples", SAMPLES)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Test mean squared error." in page.read_text()
+    assert "val_accuracy" not in page.read_text().partition("<script")[0]
+
+
+def test_scripts_that_need_accuracies_refuse_it_in_one_line(run, call_main, tmp_path):
+    folder, _ = run
+    other = write_trials(tmp_path / "palindromes", make_trial([0.1, 1, 1, 1]))
+    for script, arguments, message in (
+        (horizon, [folder], "of task copy-first: use analysis/sweep.py"),
+        (compare, [folder, other], "of task copy-first: use analysis/sweep.py"),
+        (sweep, [folder, other], "tasks copy-first and palindrome: plot them separately"),
+    ):
+        done = call_main(script.main, *arguments, "--out", tmp_path / "none")
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert message in done.stderr
