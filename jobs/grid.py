@@ -96,18 +96,19 @@ def complete(existing: dict[str, Any]) -> dict[str, Any]:
 def growth_conflict(existing: dict[str, Any], requested: dict[str, Any]) -> str:
     """Describes why a run cannot grow by the requested trials; empty if it can.
 
-    The recipes must be the same, and so must trials of the same name. Under a constant learning
-    rate the number of epochs may grow. Trials that differ only in their seed must stay comparable.
+    The recipes must be the same (a later version of a preset may have more), and so must trials of
+    the same name. Under a constant learning rate the number of epochs may grow. Trials that differ
+    only in their seed must stay comparable.
 
     Args:
         existing: {"recipes": see recipes(), "trials": settings by name} of the run.
         requested: the same, of a command.
     """
     before, after = existing["recipes"], requested["recipes"]
-    if len(before) != len(after):
+    if len(before) > len(after):
         return f"{pluralize(len(before), 'recipe')} there, {len(after)} here"
     trials = existing["trials"]
-    pairs = [*zip(before, after, strict=True)]
+    pairs = [*zip(before, after, strict=False)]
     pairs += [(trials[name], new) for name, new in requested["trials"].items() if name in trials]
     for old, new in pairs:
         if new["lr_schedule"] == "constant" and old["epochs"] < new["epochs"]:

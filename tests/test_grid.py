@@ -252,6 +252,12 @@ def test_run_of_an_older_version_grows():
     assert complete(before) == settings(PRESETS["quick"], SMALL)
 
 
+def test_run_grows_by_a_recipe_that_a_preset_has_since():
+    preset = PRESETS["recipe"]
+    before = settings(preset._replace(grids=preset.grids[:1]), {})
+    assert growth_conflict(before, settings(preset, {})) == ""
+
+
 COSINE = SMALL | {"lr_schedule": "cosine"}
 
 
