@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from analysis.figures import CELL_LABELS, CELL_STYLES, INIT_LINESTYLES, PALETTE, save
-from analysis.horizon_figures import plot_gradients
+from analysis.horizon_figures import plot_gradients, spaced_ticks
 from analysis.results import CONFIG_COLUMNS, Trial
 from analysis.transfer import losses_on_unseen
 from analysis.trial_metrics import gradients_table, steps_per_epoch
@@ -57,16 +57,15 @@ def plot_test_mse(table: pd.DataFrame, out: Path) -> Path:
     for (cell, init), part in table.groupby(["cell", "init"]):
         style = {**CELL_STYLES[cell], "color": INIT_COLORS[init]}
         median = part.groupby("length")["test_mse"].median()
-        axes.plot(part["length"], part["test_mse"], ls="", **style)
         label = f"{CELL_LABELS[cell]}, {init} initialization"
-        axes.plot(median.index, median, ls=INIT_LINESTYLES[init], lw=1.4, label=label, **style)
+        axes.plot(part["length"], part["test_mse"], ls="", label=label, **style)
+        axes.plot(median.index, median, ls=INIT_LINESTYLES[init], lw=1.4, color=style["color"])
     _draw_thresholds(axes)
-    lengths = sorted(table["length"].unique())
     axes.set(
         xscale="log", yscale="log", xlabel="sequence length (numbers read)",
         ylabel="test mean squared error", title="Copy the first input: error after training",
     )  # fmt: skip
-    axes.xaxis.set_major_locator(FixedLocator(lengths))
+    axes.xaxis.set_major_locator(FixedLocator(spaced_ticks(table["length"])))
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -75,7 +74,7 @@ def plot_test_mse(table: pd.DataFrame, out: Path) -> Path:
 
 
 def plot_learning(trials: list[Trial], out: Path) -> Path:
-    """Plots the validation error over the training steps: a row by cell, a column by length."""
+    """Plots the validation error over the training steps, in a panel for each cell and length."""
     table = pd.DataFrame(
         [
             {name: trial.config[name] for name in (*CONFIG_COLUMNS, "seed")}
@@ -84,27 +83,30 @@ def plot_learning(trials: list[Trial], out: Path) -> Path:
             for row in trial.rows
         ]
     )
-    cells, lengths = sorted(table["cell"].unique()), sorted(table["length"].unique())
+    groups = list(table.groupby(["cell", "length"]))
+    columns = min(4, table["length"].nunique())
+    rows = -(-len(groups) // columns)
     figure, panels = plt.subplots(
-        len(cells), len(lengths), figsize=(1 + 3.6 * len(lengths), 0.8 + 2.6 * len(cells)),
-        sharex=True, sharey=True, squeeze=False, layout="constrained",
+        rows, columns, figsize=(1 + 3.6 * columns, 0.8 + 2.6 * rows), sharex=True, sharey=True,
+        squeeze=False, layout="constrained",
     )  # fmt: skip
     shown: dict[str, Artist] = {}
-    for (cell, length), part in table.groupby(["cell", "length"]):
-        axes = panels[cells.index(cell), lengths.index(length)]
+    for axes, ((cell, length), part) in zip(panels.flat, groups, strict=False):
         for (init, _), curve in part.groupby(["init", "seed"]):
             (line,) = axes.plot(curve["step"], curve["val_mse"], lw=1.2, color=INIT_COLORS[init])
             shown[init] = line
         _draw_thresholds(axes)
         axes.set(title=f"{CELL_LABELS[cell]}, length {length}", yscale="log")
+    for axes in panels.flat[len(groups) :]:
+        axes.set_visible(False)
     figure.supxlabel("training steps")
     figure.supylabel("validation mean squared error")
     figure.legend(list(shown.values()), list(shown), loc="outside right upper")
-    last = table.groupby([*CONFIG_COLUMNS, "seed"])[["step", "val_mse"]].last()
+    last = table.groupby([*CONFIG_COLUMNS, "seed"]).tail(1)
     alt = "Validation mean squared error over the steps. " + " ".join(
-        f"{CELL_LABELS[cell]}, {init}, length {length}, seed {seed}: {row.val_mse:.4f} after "
-        f"{row.step:,.0f} steps."
-        for (cell, init, length, seed), row in last.iterrows()
+        f"{CELL_LABELS[row.cell]}, {row.init}, length {row.length}, seed {row.seed}: "
+        f"{row.val_mse:.4f} after {row.step:,} steps."
+        for row in last.itertuples()
     )
     return save(figure, table, out, "learning", alt)
 

@@ -176,7 +176,7 @@ def _plot_sequences_of_cell(
             + (f"; {len(never)} of {len(part)} trials never." if len(never) else ".")
         )
     axes.set(title=CELL_LABELS[cell], xscale="log", yscale="log")
-    ticks = _spaced_ticks(all_lengths)
+    ticks = spaced_ticks(all_lengths)
     axes.set_xticks(ticks, [f"{length:,}" for length in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -193,7 +193,7 @@ def _plot_sequences_of_cell(
     return lines
 
 
-def _spaced_ticks(lengths: pd.Series) -> list[int]:
+def spaced_ticks(lengths: pd.Series) -> list[int]:
     """Returns lengths, the longest first, whose labels do not touch on a logarithmic axis."""
     label_width = (lengths.max() / lengths.min()) ** 0.06  # as a factor along the axis
     ticks: list[int] = []

@@ -19,7 +19,7 @@ from pyarrow import fs
 from analysis.cli import ResultsError
 from models import checkpoint
 from models.recurrent_training import should_stop
-from models.tasks import Task, TaskName, task_of
+from models.tasks import LATER_SETTINGS, Task, TaskName, task_of
 
 # What makes a trial of a sweep a different one, beside its seed.
 CONFIG_COLUMNS = ["cell", "init", "length"]
@@ -171,7 +171,7 @@ def read_sweeps(
         config = tuple(trial.config.get(name) for name in config_columns)
         if None in config or "epochs" not in trial.config:
             raise ResultsError(f"{folder}: {trial.name} is not a trial of jobs/sweep.py")
-        found_tasks.add(trial.config.get("task", "palindrome"))
+        found_tasks.add(trial.config["task"])
         if other_tasks := found_tasks - {*tasks}:
             raise ResultsError(f"{folder}: of task {max(other_tasks)}: use analysis/sweep.py")
         if len(found_tasks) > 1:
@@ -278,6 +278,8 @@ def _read_trial(run: ResultsDir, name: str, config: dict[str, Any] | None) -> Tr
             config = _flatten(json.loads(folder.read("params.json")))
         except (OSError, ValueError, AttributeError):  # not written yet, or truncated
             config = {}
+    if {*CONFIG_COLUMNS} <= config.keys():
+        config = LATER_SETTINGS | config
     experiment = run.path.rpartition("/")[2]
     trial = Trial(experiment, name or experiment, "", config, _read_rows(folder), "", folder)
     trial.status = _status(trial, run) if of_suite else _status_of_other(trial, run)

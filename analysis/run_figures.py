@@ -20,7 +20,8 @@ def is_gan(trials: list[Trial]) -> bool:
 
 
 def is_sweep(trials: list[Trial]) -> bool:
-    required = {*CONFIG_COLUMNS, "variant", "epochs", "hidden_size", "stop_after_solved_epochs"}
+    required = {*CONFIG_COLUMNS, "task", "variant", "epochs", "hidden_size"}
+    required.add("stop_after_solved_epochs")
     has_settings = all(required <= trial.config.keys() for trial in trials)
     return has_settings and all(
         isinstance(row.get("epoch"), int) and isinstance(row.get(trial.task.metric), float)
@@ -36,7 +37,7 @@ def plot_finished(
 
     They are those of the script that jobs/sweep.py names when such a sweep is done.
     """
-    if trials[0].config.get("task", "palindrome") == "palindrome" and any(
+    if trials[0].config["task"] == "palindrome" and any(
         trial.config["stop_after_solved_epochs"] or trial.config["variant"] != "full"
         for trial in trials
     ):
@@ -48,7 +49,7 @@ def plot_sweep_of_task(
     finished: list[Trial], trials: list[Trial], num_test_samples: int, out: Path
 ) -> tuple[list[str], list[Path]]:
     """Returns the findings and figures of analysis/sweep.py."""
-    if trials[0].config.get("task") == "copy-first":
+    if trials[0].config["task"] == "copy-first":
         table, paths = plot_copy_first(finished, num_test_samples, out)
         return describe_copy_first(table), paths
     return describe_sweep(finished, trials), plot_sweep(finished, trials, num_test_samples, out)

@@ -13,11 +13,14 @@ HIDDEN_COLUMNS = [
     "resumed_from_epoch", "corrupt_checkpoints", "epoch_end_time", "device", "hardware",
     "library_versions", "num_threads", "numeric_precision", "num_workers", "keep_every",
     "eval_every", "density", "coverage", "confidence", "kl_to_uniform", "rarest_class_fraction",
-    "val_accuracy_within_epoch", "grad_norm_h", "grad_norm_c", "spectral_radii",
-    "forget_gate_quantiles", "grad_norm", "update_rms_over_lr",
+    "val_accuracy_within_epoch", "val_loss_within_epoch", "grad_norm_h", "grad_norm_c",
+    "spectral_radii", "forget_gate_quantiles", "grad_norm", "update_rms_over_lr",
 ]  # fmt: skip
 
-ALWAYS_SHOWN = ("trial", "status", "epoch", "val_accuracy")
+
+def always_shown(table: pd.DataFrame) -> tuple[str, ...]:
+    """Returns the columns that stay on the narrowest screen, with the metric of the task."""
+    return "trial", "status", "epoch", "val_accuracy" if "val_accuracy" in table else "val_loss"
 
 
 def default_columns(table: pd.DataFrame) -> list[str]:
@@ -26,7 +29,7 @@ def default_columns(table: pd.DataFrame) -> list[str]:
     return [
         name
         for name in table
-        if name in ALWAYS_SHOWN
+        if name in always_shown(table)
         or (
             name not in HIDDEN_COLUMNS
             and (name in varying or (len(table) == 1 and name != "experiment"))
@@ -40,7 +43,7 @@ def format_table(table: pd.DataFrame) -> str:
 
 def fit_to_width(table: pd.DataFrame, width: int) -> pd.DataFrame:
     """Drops columns, the last ones first, until a line has at most `width` characters."""
-    for name in reversed([name for name in table if name not in ALWAYS_SHOWN]):
+    for name in reversed([name for name in table if name not in always_shown(table)]):
         if len(format_table(table).partition("\n")[0]) <= width:
             break
         table = table.drop(columns=name)

@@ -1,4 +1,4 @@
-"""Tests of trained networks on unseen sequences: of other lengths, too, for palindromes."""
+"""Tests of trained networks on unseen sequences; on palindromes, also at other lengths."""
 
 import argparse
 import sys
@@ -17,7 +17,7 @@ def load_network(trial: Trial) -> RecurrentNetwork | None:
         return None
     config = trial.config
     network = CELLS[config["cell"]](
-        config["hidden_size"], config["input_encoding"], config.get("num_layers", 1),
+        config["hidden_size"], config["input_encoding"], config["num_layers"],
         trial.task.num_outputs,
     )  # fmt: skip
     network.load_state_dict(checkpoint.state["network"])
@@ -25,7 +25,7 @@ def load_network(trial: Trial) -> RecurrentNetwork | None:
 
 
 def add_num_test_samples(parser: argparse.ArgumentParser) -> None:
-    """Adds --num-test-samples; with any number of palindromes each digit occurs at least once."""
+    """Adds --num-test-samples: at least ten, so that each digit occurs among the palindromes."""
 
     def parse(text: str) -> int:
         if not text.isdecimal() or int(text) < NUM_CLASSES:
@@ -53,7 +53,7 @@ def losses_on_unseen(trials: list[Trial], count: int) -> pd.DataFrame:
         loss = evaluate(network, trial.task, data)["loss"]
         labels = {name: trial.config[name] for name in (*CONFIG_COLUMNS, "seed")}
         rows.append({**labels, "epochs": len(trial.rows), "test_loss": loss})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*CONFIG_COLUMNS, "seed", "epochs", "test_loss"])
 
 
 def evaluate_transfer(trials: list[Trial], count: int) -> tuple[pd.DataFrame, pd.DataFrame]:

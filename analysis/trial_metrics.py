@@ -100,27 +100,33 @@ def _outcome_row(trial: Trial) -> dict[str, object]:
 
 
 def wilson_interval(successes: int, count: int) -> tuple[float, float]:
-    """Returns the 95 % confidence interval of a proportion (Wilson 1927)."""
+    """Returns the 95 % confidence interval of a proportion (Wilson 1927), of independent trials."""
     z = 1.959964  # the 97.5th percentile of the normal distribution
     center = successes + z**2 / 2
     margin = z * math.sqrt(successes * (count - successes) / count + z**2 / 4)
-    return (center - margin) / (count + z**2), (center + margin) / (count + z**2)
+    low, high = ((center + sign * margin) / (count + z**2) for sign in (-1, 1))
+    return max(low, 0.0), min(high, 1.0)
 
 
 def median_interval(values: list[float], resamples: int = 10_000) -> tuple[float, float]:
     """Returns the 95 % percentile bootstrap interval of a median (Efron 1979).
 
-    Values may be infinite, for trials that never got there. The resamples are always the same.
+    Values may be infinite. The resamples are always the same. Of fewer than 6 values it is NaN:
+    even from the smallest to the largest, the interval would hold the median in less than 95 % of
+    the cases.
     """
+    if len(values) < 6:
+        return math.nan, math.nan
     medians = np.median(np.random.default_rng(0).choice(values, (resamples, len(values))), axis=1)
     low, high = np.percentile(medians, (2.5, 97.5), method="nearest")  # interpolates no infinity
     return float(low), float(high)
 
 
 def by_length_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Returns, by group and length: how many trials are solved, and their median speed.
+    """Returns, by group and length: how many trials are solved, and their sequences until 99 %.
 
-    Both have 95 % intervals. A trial that never reaches 99 % counts as infinitely slow.
+    Both have 95 % intervals. A trial that never reaches 99 % needs infinitely many sequences. While
+    a sweep runs, the numbers are too good: early stopping ends solved trials first.
 
     Args:
         table: outcomes_table of the finished trials.

@@ -1,4 +1,4 @@
-"""Trains recurrent networks on a task of memory, one Ray Tune trial each.
+"""Trains recurrent networks on a memory task, one Ray Tune trial each.
 
   python jobs/sweep.py                       the report's Figures 1-3
   python jobs/sweep.py --preset quick        a small grid, minutes on 2 cores

@@ -30,7 +30,7 @@ def copy_first(seed: int, length: int, num_sequences: int) -> SequenceSplits:
 
 
 def sample(seed: int, split: str, length: int, count: int) -> Sequences:
-    """Samples `count` sequences of a split; any two splits are independent."""
+    """Samples `count` sequences of a split, (count, length); any two splits are independent."""
     rng = make_rng(seed, "copy-first", split, length)
     inputs = torch.randn(count, length, generator=rng)
     return Sequences(inputs, inputs[:, 0].clone())

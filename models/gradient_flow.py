@@ -20,8 +20,9 @@ from models.tasks import Task
 def gradient_norms(network: RecurrentNetwork, task: Task, data: Sequences) -> dict[str, Tensor]:
     """Returns the mean norm of the gradient with respect to the state, by steps back from the end.
 
-    The gradient of each sequence's own loss with respect to its own state (that of all layers
-    together), averaged over the sequences.
+    The gradient of each sequence's own loss with respect to its own state, averaged over the
+    sequences. Of several layers it is that of all their states together; the gradient of a lower
+    one includes its way through the layer above at the same step.
 
     Returns:
         {"h": (length + 1,)}, and for an LSTM "c" as well; the last one belongs to the state before

@@ -72,7 +72,7 @@ def keras(network: "RecurrentNetwork", length: int, rng: torch.Generator) -> Non
     """Keras's default: Glorot-uniform input weights, orthogonal recurrent weights, zero biases.
 
     As in Keras, both apply to the stacked matrix of all gates: the columns of the recurrent one are
-    orthonormal, the matrix of a single gate is not orthogonal. An LSTM's b_f is 1.
+    orthonormal, the matrix of a single gate is not orthogonal.
     """
     for cell in network.cells:
         nn.init.xavier_uniform_(cell.weight_ih, generator=rng)
@@ -84,6 +84,7 @@ def keras(network: "RecurrentNetwork", length: int, rng: torch.Generator) -> Non
 
 
 def lstm_keras(network: "RecurrentNetwork", length: int, rng: torch.Generator) -> None:
+    """As keras, with b_f = 1."""
     keras(network, length, rng)
     lstm_forget_bias(network, length, rng)
 
@@ -124,7 +125,7 @@ def _chrono_bias(hidden_size: int, length: int, rng: torch.Generator) -> Tensor:
 
 
 class RecurrentNetwork(nn.Module):
-    """Layers of a cell that read one number per step, and a linear head on the last hidden state.
+    """Layers of a cell that read one input per step, and a linear head on the last hidden state.
 
     A subclass names torch's native cell in `rnn_class` and its initializations in `initializers`,
     and writes the same cell as equations in `step`.
@@ -209,7 +210,7 @@ class RecurrentNetwork(nn.Module):
 
         Args:
             cell: the parameters of the layer.
-            x: (batch, d_in), the digit, or of a higher layer h of the one below.
+            x: (batch, d_in), the input; of a higher layer, h of the layer below.
             state: of the layer before the step; each (batch, hidden_size).
         """
         raise NotImplementedError

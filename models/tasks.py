@@ -22,8 +22,8 @@ class Task(ABC):
     num_outputs: ClassVar[int]  # size of a prediction
     min_length: ClassVar[int]
     min_sequences: ClassVar[int]
-    input_encodings: ClassVar[tuple[str, ...]]  # those that make sense
-    metric: ClassVar[str]  # the column that tells how well a network does
+    input_encodings: ClassVar[tuple[str, ...]]  # the valid ones
+    metric: ClassVar[str]  # column of the metric by which networks are compared
     chance: ClassVar[float]  # its value for a network that ignores its inputs
 
     @abstractmethod
@@ -40,10 +40,20 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-        """Returns the loss of predictions, (batch, num_outputs)."""
+        """Returns the loss of predictions: a scalar, or (batch,) with reduction `none`.
+
+        Args:
+            outputs: (batch, num_outputs)
+            targets: (batch,)
+        """
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Returns the metrics of predictions, whose columns begin with `val_`."""
+        """Returns the metrics of predictions; on the validation split, `val_` precedes their names.
+
+        Args:
+            outputs: (num_sequences, num_outputs)
+            targets: (num_sequences,)
+        """
         return {"loss": self.loss(outputs, targets).item()}
 
     @abstractmethod
@@ -120,7 +130,10 @@ class CopyFirst(Task):
 TaskName = Literal["palindrome", "copy-first"]
 TASKS: dict[TaskName, Task] = {"palindrome": Palindrome(), "copy-first": CopyFirst()}
 
+# Settings that trials of older versions lack, with the values that they had.
+LATER_SETTINGS: dict[str, Any] = {"tf32": False, "task": "palindrome", "num_layers": 1}
+
 
 def task_of(config: dict[str, Any]) -> Task:
-    """Returns the task of a trial; one of an older version names none."""
-    return TASKS[config.get("task", "palindrome")]
+    """Returns the task of a trial, also of an older version."""
+    return TASKS[(LATER_SETTINGS | config)["task"]]

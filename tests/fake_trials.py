@@ -7,6 +7,7 @@ from fake_experiments import write_settings, write_trial
 
 from analysis.results import ResultsDir, Trial
 from jobs.grid import trial_name
+from models.tasks import LATER_SETTINGS
 
 BATCH_SIZE, STEPS = 128, 10  # steps of an epoch
 NO_FILES = ResultsDir(None, "", {})
@@ -32,6 +33,7 @@ def make_trial(
     name = trial_name(config)
     config |= {"epochs": epochs, "num_sequences": BATCH_SIZE * STEPS * 5 // 4}
     config |= {"batch_size": BATCH_SIZE, "hidden_size": 128, "stop_after_solved_epochs": 2}
+    config |= LATER_SETTINGS
     rows = [
         {"epoch": n + 1, "training_iteration": n + 1, "val_accuracy": accuracy}
         | {column: values[n] for column, values in columns.items()}

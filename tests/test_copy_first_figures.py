@@ -1,5 +1,7 @@
 """Figures and tables of a copy-first sweep, of networks that are trained here for an epoch."""
 
+import math
+
 import pandas as pd
 import pytest
 import torch
@@ -7,6 +9,8 @@ from fake_trials import make_trial, write_trials
 from PIL import Image
 
 from analysis import compare, horizon, report, sweep, trials
+from analysis.results import read_trials, trials_table
+from analysis.tables import default_columns, fit_to_width
 from jobs import machine
 from jobs.grid import GridConfig, trial_configs, trial_name
 from jobs.learner import Learner, run_epoch
@@ -23,7 +27,7 @@ def run(tmp_path_factory):
     grid = GridConfig(
         task="copy-first", cells=("lstm", "gru"), lengths=(3, 9), seeds=(0, 1), epochs=2,
         inits=("keras", "chrono"), num_sequences=500, batch_size=50, hidden_size=8, num_layers=2,
-        probe=True,
+        evals_per_epoch=2, probe=True,
     )  # fmt: skip
     folder, networks, fakes = tmp_path_factory.mktemp("copy first") / "run", {}, []
     hardware = machine.hardware_info(torch.device("cpu"))
@@ -71,13 +75,37 @@ def test_tables_and_page_show_the_error_instead_of_an_accuracy(run, call_main, t
     shown = call_main(trials.main, folder)
     columns = shown.stdout.splitlines()[0].split()
     assert "val_loss" in columns
-    assert "val_accuracy" not in columns
+    assert not {"val_accuracy", "val_loss_within_epoch"} & {*columns}
+    table = trials_table(read_trials(str(folder)))
+    assert "val_loss" in fit_to_width(table[default_columns(table)], width=60)
     assert shown.stdout.splitlines()[-1] == "16 of 16 trials"
     page = tmp_path / "report.html"
     done = call_main(report.main, folder, "--out", page, "--num-test-samples", SAMPLES)
     assert (done.returncode, done.stderr) == (0, "")
     assert "Test mean squared error." in page.read_text()
     assert "val_accuracy" not in page.read_text().partition("<script")[0]
+
+
+def test_diverged_trials_and_those_without_checkpoints_are_plotted(run, call_main, tmp_path):
+    folder, _ = run
+    trial = read_trials(str(folder))[0]
+    trial.rows[-1] |= {"train_loss": math.nan, "val_loss": math.nan}
+    alone = write_trials(tmp_path / "alone", trial)
+    done = call_main(sweep.main, alone, "--out", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    with Image.open(tmp_path / "learning.png") as image:
+        assert "seed 0: nan after 18 steps." in image.text["Description"]
+
+
+def test_runs_of_other_numbers_of_layers_are_not_pooled(run, call_main, tmp_path):
+    folder, _ = run
+    trial = read_trials(str(folder))[0]
+    trial.config["seed"], trial.name = 7, trial.name.replace("seed0", "seed7")
+    del trial.config["num_layers"]  # a trial of an older version has one
+    older = write_trials(tmp_path / "older", trial)
+    done = call_main(sweep.main, folder, older, "--out", tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "differ in num_layers: plot them separately" in done.stderr
 
 
 def test_scripts_that_need_accuracies_refuse_it_in_one_line(run, call_main, tmp_path):

@@ -181,8 +181,8 @@ COPY_FIRST = {"task": "copy-first"}
             "--variants raw-input: has no effect on these settings",
         ),
         (
-            COPY_FIRST | {"variants": ("one-hot",)},
-            "--variants one-hot: makes no sense for --task copy-first",
+            COPY_FIRST | {"variants": ("full", "clip")},
+            "--variants clip: only for --task palindrome",
         ),
         (COPY_FIRST | {"lengths": (0, 5)}, "--lengths 0: must be at least 1"),
         (COPY_FIRST | {"num_sequences": 9}, "--num-sequences 9: must be at least 10"),
@@ -196,6 +196,12 @@ def test_settings_that_cannot_be_run_are_refused(overrides, message):
     with pytest.raises(UserError) as error:
         apply_overrides(Preset("", (GridConfig(),), any_cell=True), overrides)
     assert message in str(error.value)
+
+
+def test_ablation_of_a_task_without_variants_is_refused(parse_grids):
+    flags = ["--preset", "horizon", "--ablate", "--task", "copy-first", "--input-encoding", "raw"]
+    with pytest.raises(UserError, match="only for --task palindrome"):
+        parse_grids(*flags)
 
 
 def test_description_lists_the_axes_of_a_grid():

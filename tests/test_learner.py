@@ -37,7 +37,7 @@ def train(learner: Learner, epochs: range) -> list[dict]:
 @pytest.mark.parametrize("task", TASKS)
 def test_optimizer_trains_and_resumes_bit_identically(task, cell, optimizer):
     config = make_config(task=task, cells=(cell,), optimizer=optimizer, grad_clip=10.0, lr=0.003)
-    steps = 3200 // config["batch_size"]
+    steps = task_of(config).num_train(config["num_sequences"]) // config["batch_size"]
     learner = Learner(config, steps, CPU)
     rows = train(learner, range(1, 3))
     state = copy.deepcopy(learner.state_dict())

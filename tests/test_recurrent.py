@@ -173,7 +173,9 @@ def test_seed_determines_every_parameter(cell, init):
     first, again, other = (build(cell, 16, init, seed, 9).state_dict() for seed in (1, 1, 2))
     torch.testing.assert_close(again, first, rtol=0, atol=0)
     # An initialization may set the recurrent matrix and the biases to constants, uniform none.
-    sampled = first if init == "uniform" else ("head.weight", "rnn.weight_ih_l0")
+    sampled = first if init == "uniform" else ["head.weight", "rnn.weight_ih_l0"]
+    if init not in ("uniform", "keras"):
+        sampled.append("head.bias")
     for name in sampled:
         assert not torch.equal(first[name], other[name]), name
 

@@ -178,7 +178,7 @@ def test_diverged_trials_are_an_outcome():
     assert "diverged" not in trial_metrics.drops_table(table[1:])
 
 
-@pytest.mark.parametrize("count", [5, 9, 15])
+@pytest.mark.parametrize("count", [7, 9, 15])
 def test_median_interval_is_that_of_all_resamples(count):
     """Of an odd number of values, a resample's median has a known distribution.
 
@@ -198,14 +198,19 @@ def test_median_interval_is_that_of_all_resamples(count):
 
 
 def test_trials_that_never_reach_99_percent_count_as_infinitely_slow():
-    trials = [make_trial([0.1, 1, 1], seed=seed) for seed in range(3)]
-    trials += [make_trial([0.1, 0.2, 0.3], seed=seed) for seed in (3, 4)]
-    trials += [make_trial([0.1, 0.2], length=35, seed=seed) for seed in range(2)]
+    trials = [make_trial([0.1, 1, 1], seed=seed) for seed in range(5)]
+    trials += [make_trial([0.1, 0.2, 0.3], seed=seed) for seed in (5, 6, 7)]
+    trials += [make_trial([0.1, 0.2], length=35, seed=seed) for seed in range(6)]
     table = trial_metrics.by_length_table(trial_metrics.outcomes_table(trials))
     reached = 2 * STEPS * BATCH_SIZE
     median = [name for name in table if name.startswith("median")]
-    assert table[["trials", "solved"]].to_numpy().tolist() == [[5, 3], [2, 0]]
+    assert table[["trials", "solved"]].to_numpy().tolist() == [[8, 5], [6, 0]]
     assert table[median].to_numpy().tolist() == [[reached, reached, math.inf], [math.inf] * 3]
-    assert table["solved_low"].tolist() == [
-        trial_metrics.wilson_interval(k, n)[0] for k, n in ((3, 5), (0, 2))
-    ]
+    # 5 of 8 and 0 of 6, as tables of Wilson's interval have it.
+    assert table["solved_low"].tolist() == pytest.approx([0.3057, 0], abs=1e-4)
+    assert table["solved_high"].tolist() == pytest.approx([0.8632, 0.3903], abs=1e-4)
+
+
+def test_median_of_few_trials_has_no_interval():
+    assert all(map(math.isnan, trial_metrics.median_interval([1.0] * 5)))
+    assert trial_metrics.median_interval([1.0] * 6) == (1.0, 1.0)
