@@ -12,6 +12,7 @@ RAY_LOG_ENV = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # trials write their rows, each epoch once
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # jobs/interrupt.py: nothing of Tune's needs saving
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a traceback for each retry
+    # Advice to save less often, on a slow storage.
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 if os.path.expanduser("~") == "~":  # the user has none, as in containers with arbitrary users

@@ -212,10 +212,9 @@ def run_main(main: Callable[[], int]) -> typing.NoReturn:
     except (UserError, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         code = 2 if isinstance(error, UserError) else 1
-    except KeyboardInterrupt:
-        code = interrupt.exit_code
-    if code in interrupt.EXIT_CODES.values():
-        interrupt.interrupted.wait(1)  # until the message is printed
+    except (KeyboardInterrupt, SystemExit):  # the second by a handler of Ray, or argparse
+        if not interrupt.interrupted.is_set():
+            raise
         code = interrupt.exit_code
     if interrupt.interrupted.is_set():
         # Ray takes seconds to stop processes that end with this one anyway, and may crash if it is

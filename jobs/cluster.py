@@ -2,13 +2,14 @@
 
 import logging
 import os
+import pwd
 import shlex
 import signal
 import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from jobs import interrupt, storage
 from jobs.errors import UserError
 from jobs.ray_internals import authenticate, local_address
+
+LISTEN = "0A"  # a socket's state in /proc/net/tcp
 
 # Set for every process of a job before it starts. By default glibc returns large buffers to the
 # kernel at every training step and requests them again, which costs up to a third of the time of
@@ -42,7 +45,7 @@ def connect(address: str | None) -> str:
         UserError: the cluster cannot be reached, or Ray cannot start.
     """
     variable = os.environ.get("RAY_ADDRESS")
-    local, other_user = local_address()
+    local = local_address()
     where = f"--address {address}" if address else "local cluster"
     if variable and not address:
         where = f"RAY_ADDRESS={variable}"
@@ -52,10 +55,11 @@ def connect(address: str | None) -> str:
     target = address or variable or local
     if target == "auto":
         target = local
-    if target == local and other_user:
+    if other_user := _other_user(target):
         raise UserError(
-            f"{where}: the Ray at {local} is of user {other_user}, whose processes cannot write to "
-            "your folders: set RAY_TMPDIR to a folder of your own, and the job starts its own Ray"
+            f"{where}: the Ray at {target} is of user {other_user}, whose processes cannot write "
+            "to your folders: set RAY_TMPDIR to a folder of your own, and the job starts its own "
+            "Ray, if neither --address nor RAY_ADDRESS names another"
         )
     if target in ("", "local"):
         _check_temp_dir()
@@ -90,9 +94,7 @@ def connect(address: str | None) -> str:
             ) from None
         hint = "" if reason.endswith(")") else " (Is the cluster running?)"
         raise UserError(f"{where}: {reason}{hint}") from None
-    except SystemExit:  # SIGTERM: ray.init sets a handler that raises this
-        raise KeyboardInterrupt from None
-    signal.signal(signal.SIGTERM, interrupt.like_sigint)
+    signal.signal(signal.SIGTERM, interrupt.raise_once)  # ray.init has set another handler
     return f"{context.address_info['session_dir']}/logs"
 
 
@@ -137,6 +139,32 @@ def _check_listening(address: str) -> bool:
         socket.create_connection((host, int(port)), timeout=10).close()
         return True
     return False
+
+
+def _other_user(address: str) -> str:
+    """Returns the user of what listens at an address of this host, empty if it is this one.
+
+    A job cannot write to the temporary folder of another user's Ray: Ray would abort.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        return ""
+    try:
+        with socket.socket() as probe:
+            probe.bind((host, 0))  # fails for the address of another host
+        lines = [Path(f"/proc/net/{name}").read_text().splitlines() for name in ("tcp", "tcp6")]
+    except OSError:
+        return ""
+    uids = set()
+    for line in (*lines[0][1:], *lines[1][1:]):
+        _, local_address, _, state, _, _, _, uid, *_ = line.split()
+        if state == LISTEN and int(local_address.rpartition(":")[2], 16) == int(port):
+            uids.add(int(uid))
+    if not uids or os.getuid() in uids:
+        return ""
+    with suppress(KeyError):
+        return pwd.getpwuid(min(uids)).pw_name
+    return str(min(uids))
 
 
 def _has_ended(address: str) -> bool:

@@ -116,14 +116,20 @@ def growth_conflict(existing: dict[str, Any], requested: dict[str, Any]) -> str:
         difference = format_difference(old, new)
         if difference:
             return difference
-    groups: dict[tuple, dict[str, Any]] = {}
-    for config in (trials | requested["trials"]).values():
-        group = tuple(config[axis] for axis in AXES if axis != "seed")
-        other = groups.setdefault(group, config)
-        difference = format_difference({**other, "seed": config["seed"]}, config)
+    groups = {_group(new): new for new in requested["trials"].values()}
+    for name, old in trials.items():
+        other = groups.get(_group(old))
+        if other is None or name in requested["trials"]:
+            continue
+        difference = format_difference({**old, "seed": other["seed"]}, other)
         if difference:
             return f"{difference}, in other seeds of the same trial"
     return ""
+
+
+def _group(config: dict[str, Any]) -> tuple:
+    """Returns what trials that differ only in their seed have in common."""
+    return tuple(config[axis] for axis in AXES if axis != "seed")
 
 
 def variant_has_effect(variant: str, grid: GridConfig) -> bool:

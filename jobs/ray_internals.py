@@ -1,9 +1,12 @@
-"""What the jobs need of Ray that has no public name. A test fails by name when Ray moves it."""
+"""What the jobs need of Ray that has no public name. A test fails by name when Ray moves it.
+
+Looked for, in Ray 2.56 to 2.60: the reference of the public API, what ray, ray.train, ray.tune and
+ray.util.state export, the command line, and the documented environment variables.
+"""
 
 import fcntl
 import json
 import os
-import pwd
 import socket
 import struct
 from dataclasses import dataclass
@@ -103,12 +106,16 @@ def authenticate(address: str) -> None:
     """Turns token authentication on if the cluster at HOST:PORT requires it.
 
     Ray does so only for a cluster that it finds itself. Without this, a driver with an explicit
-    address prints twenty lines of Ray's log, then cannot connect.
+    address prints twenty lines of Ray's log, then cannot connect. The other way round, a driver
+    with tokens connects to a cluster without, whose actors then die.
 
     Raises:
         UserError: this host has no token, or another one than the cluster.
+        OSError: no Ray answers there.
     """
     if _accepts(address, {}):
+        if os.environ.get("RAY_AUTH_MODE") == "token":
+            _set_auth_mode("disabled")
         return
     advice = "copy ~/.ray/auth_token from its head to this host"
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
@@ -124,48 +131,51 @@ def authenticate(address: str) -> None:
     if not is_token or not _accepts(address, {"authorization": f"Bearer {token}"}):
         raise UserError(f"{where} is not the token of the cluster at {address}: {advice}")
     if os.environ.get("RAY_AUTH_MODE") != "token":
-        os.environ["RAY_AUTH_MODE"] = "token"
-        ray._raylet.Config.initialize("")  # Ray has read the variable when it was imported
+        _set_auth_mode("token")
+
+
+def _set_auth_mode(mode: str) -> None:
+    os.environ["RAY_AUTH_MODE"] = mode
+    ray._raylet.Config.initialize("")  # Ray has read the variable when it was imported
 
 
 def _accepts(address: str, metadata: dict[str, str]) -> bool:
-    """Returns False if a Ray at HOST:PORT refuses a request without another token."""
+    """Returns False if a Ray at HOST:PORT refuses a request without another token.
+
+    Raises:
+        OSError: what listens there is no Ray, for which Ray itself would wait for minutes.
+    """
     with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
         request = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
         try:
             request(b"", metadata=[*metadata.items()], timeout=10)
-        except grpc.RpcError as error:  # others are reported when Ray connects
-            return error.code() is not grpc.StatusCode.UNAUTHENTICATED
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                return False
+            if error.code() is not grpc.StatusCode.UNIMPLEMENTED:  # by another version of Ray
+                raise OSError(f"no Ray answers there (gRPC: {error.code().name})") from None
     return True
 
 
-def local_address() -> tuple[str, str]:
-    """Returns the address that a Ray on this host has left, and its user if it is another one.
+def local_address() -> str:
+    """Returns the address that a Ray on this host has left, also one that was killed.
 
-    Without the address, a job waits for two minutes if that Ray was killed. Without the user, it
-    ends with a traceback or aborts, because it cannot write to that Ray's temporary folder.
+    Without it, a job waits for two minutes if that Ray was killed.
     """
     folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    file = Path(folder, "ray", "ray_current_cluster")
     try:
-        uid = file.stat().st_uid
-        return file.read_text().strip(), "" if uid == os.getuid() else _user_name(uid)
+        return Path(folder, "ray", "ray_current_cluster").read_text().strip()
     except OSError:
-        return "", ""
-
-
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+        return ""
 
 
 def autoscaler_command() -> list[str] | None:
     """Returns the command line of this cluster's autoscaler, None if none is visible here.
 
     It names the configuration. Without it, a job cannot say at its start that no node that the
-    cluster can launch is large enough, and does not use GPUs that are still to be launched.
+    cluster can launch is large enough, and does not use GPUs that are still to be launched. The
+    file that `ray up` leaves on the head, ~/ray_bootstrap_config.yaml, would not do: it stays where
+    its cluster is gone, and does not tell whether this cluster reads it.
     """
     gcs_address = ray.get_runtime_context().gcs_address
     for process in Path("/proc").glob("[0-9]*/cmdline"):

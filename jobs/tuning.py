@@ -102,7 +102,7 @@ class Progress(tune.Callback):
         self.line.print_line(f"{trial}: {trial_error(trial)}; resuming from its latest checkpoint")
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        if interrupt.interrupted.is_set():  # and code of Ray has swallowed the KeyboardInterrupt
+        if interrupt.interrupted.is_set():  # code of Ray has swallowed the KeyboardInterrupt
             raise KeyboardInterrupt
         running = sum(trial.status == Trial.RUNNING for trial in trials)
         self.line.update(lambda: self._status(running))

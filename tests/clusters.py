@@ -89,11 +89,14 @@ class Cluster:
 
 
 @contextmanager
-def started(*flags: str, launches: dict[str, int] | None = None) -> Iterator[Cluster]:
+def started(
+    *flags: str, launches: dict[str, int] | None = None, token: bool = True
+) -> Iterator[Cluster]:
     """Starts a head node with one CPU; all processes of the cluster end with the block.
 
     Args:
         flags: more flags of `ray start`; they override the ones set here.
+        token: whether the cluster requires one.
         launches: the resources of a worker node. The autoscaler of the head launches up to two,
             as processes on this machine. None: the cluster has no autoscaler.
     """
@@ -102,8 +105,9 @@ def started(*flags: str, launches: dict[str, int] | None = None) -> Iterator[Clu
         address = f"127.0.0.1:{free_port()}"
         # A token in the environment has precedence over the one in ~/.ray/auth_token, which a head
         # node would use and a driver with an explicit address would not.
-        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
-        environment = os.environ | token | {"RAY_TMPDIR": folder}
+        mode = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
+        mode = mode if token else {"RAY_AUTH_MODE": "disabled"}
+        environment = os.environ | mode | {"RAY_TMPDIR": folder}
         command = [RAY, "start", "--head"]
         command += ["--port", address.partition(":")[2], "--num-cpus=1", "--num-gpus=0"]
         command += ["--object-store-memory=100000000"]

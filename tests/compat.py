@@ -43,6 +43,9 @@ ANALYSIS = {
     "sweep.py ~/ray_results/sweep --num-test-samples 20 --out ~/sweep": (
         "sweep/comparison.png sweep/comparison.csv sweep/transfer_lstm_uniform.png"
     ),
+    "compare.py ~/ray_results/sweep ~/ray_results/sweep-reference --out ~/compare": (
+        "compare/side_by_side.png compare/outcomes.csv"
+    ),
     "horizon.py ~/ray_results/sweep --out ~/horizon": "horizon/effective_length.png",
     "gan.py ~/ray_results/gan --out ~/gan": "gan/losses.png gan/digits.png gan/training.gif",
     "trials.py ~/ray_results/sweep ~/ray_results/gan --query 'epoch > 1' --sort epoch": "",

@@ -1,7 +1,7 @@
 """What tests use of Ray beyond its public API: the titles of its processes.
 
 Ray's public list of actors is served by the dashboard, which most clusters of tests do not start,
-and it does not contain Ray's own processes. test_ray_private.py checks each title.
+and it does not contain Ray's own processes. test_ray_internals.py checks each title.
 """
 
 # Without these two, tests/faults.py finds no process to kill. A trial of Ray Tune:

@@ -3,10 +3,14 @@
 import os
 import pwd
 import re
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,25 +61,52 @@ def test_local_ray_that_was_killed_is_replaced(monkeypatch, tmp_path, capsys):
     assert "127.0.0.1:1 has ended" in capsys.readouterr().out
 
 
-@pytest.fixture
-def left_address(monkeypatch, tmp_path) -> Iterator[str]:
-    """The address of a Ray on this host, as far as a driver sees it without connecting."""
+@contextmanager
+def listening_process(uid: int) -> Iterator[str]:
+    """Yields an address where a process of another user listens, as far as a driver sees it."""
+    read_fd, write_fd = os.pipe()
+    pid = os.fork()
+    if not pid:  # the child
+        os.setuid(uid)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            os.write(write_fd, f"127.0.0.1:{server.getsockname()[1]}".encode())
+            signal.pause()
+    try:
+        yield os.read(read_fd, 100).decode()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(read_fd)
+        os.close(write_fd)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process of another user")
+@pytest.mark.parametrize(("uid", "name"), [(pwd.getpwnam("nobody").pw_uid, "nobody"), (9876, 9876)])
+@pytest.mark.parametrize("flag", [None, "auto", "its address", "its address, unknown here"])
+def test_local_ray_of_another_user_is_refused(monkeypatch, tmp_path, flag, uid, name):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        (tmp_path / "ray").mkdir()
-        (tmp_path / "ray" / "ray_current_cluster").write_text(address)
-        yield address
+    with listening_process(uid) as address:
+        if flag != "its address, unknown here":
+            (tmp_path / "ray").mkdir()
+            (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+        with pytest.raises(UserError, match=f"{address} is of user {name}.*set RAY_TMPDIR"):
+            cluster.connect(flag if flag in (None, "auto") else address)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the owner of a file")
-@pytest.mark.parametrize(("uid", "name"), [(pwd.getpwnam("nobody").pw_uid, "nobody"), (9876, 9876)])
-@pytest.mark.parametrize("address", [None, "auto", "{left}"])
-def test_local_ray_of_another_user_is_refused(left_address, tmp_path, address, uid, name):
-    os.chown(tmp_path / "ray" / "ray_current_cluster", uid, -1)
-    with pytest.raises(UserError, match=f"{left_address} is of user {name}.*set RAY_TMPDIR"):
-        cluster.connect(address and address.format(left=left_address))
+class NoRay(BaseHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_address_of_another_program_is_reported_within_seconds(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with HTTPServer(("127.0.0.1", 0), NoRay) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        with pytest.raises(UserError, match=f"^--address {address}: no Ray answers there"):
+            cluster.connect(address)
+        server.shutdown()
 
 
 def test_workers_do_not_import_from_the_working_directory_of_the_driver(monkeypatch, tmp_path):
@@ -87,7 +118,9 @@ def test_workers_do_not_import_from_the_working_directory_of_the_driver(monkeypa
     assert Path.cwd() == tmp_path
 
 
-def test_ray_tmpdir_too_long_for_sockets_is_reported(monkeypatch):
+def test_ray_tmpdir_too_long_for_sockets_is_reported(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+
     def init(**_: object) -> None:
         raise OSError("AF_UNIX path length cannot exceed 107 bytes: /deep")
 
@@ -109,7 +142,7 @@ def test_ray_tmpdir_too_long_for_sockets_is_reported(monkeypatch):
 def test_temporary_folder_that_ray_cannot_use_is_refused(monkeypatch, variable, folder, message):
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv(variable, folder)
-    monkeypatch.setattr(cluster, "local_address", lambda: ("", ""))
+    monkeypatch.setattr(cluster, "local_address", lambda: "")
     with pytest.raises(UserError, match=f"^{variable}={re.escape(folder)}: {message}"):
         cluster.connect(None)
 

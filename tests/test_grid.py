@@ -282,6 +282,12 @@ COSINE = SMALL | {"lr_schedule": "cosine"}
         ),
         (
             "quick",
+            SMALL,
+            SMALL | {"seeds": (0,), "epochs": 9},
+            "epochs: 5 there, 9 here, in other seeds of the same trial",
+        ),
+        (
+            "quick",
             SMALL | {"variants": ("full", "clip")},
             SMALL | {"lengths": (9,), "grad_clip": 5.0},
             "grad_clip: 10.0 there, 5.0 here",

@@ -79,6 +79,9 @@ IGNORE_SIGNALS = """words = iter(["working"])
     for number in interrupt.EXIT_CODES:
         signal.signal(number, lambda *_: [print(word, flush=True) for word in words])
     work()"""
+WAIT_FOR_RAY = """interrupt.GRACE_SECONDS = 0.5
+    try: work()
+    except KeyboardInterrupt: time.sleep(600)"""
 WORK_AT_EXIT = """atexit.register(work)
     try: work()
     except KeyboardInterrupt: return interrupt.exit_code"""
@@ -93,6 +96,7 @@ WORK_AT_EXIT = """atexit.register(work)
         pytest.param(
             IGNORE_SIGNALS, 2, 2 * interrupt.DEBOUNCE_SECONDS, None, id="second_press_force_quits"
         ),
+        pytest.param(WAIT_FOR_RAY, 1, 0, None, id="work_that_does_not_end_is_cut_off"),
         pytest.param(WORK_AT_EXIT, 1, 0, None, id="exit_handlers_are_skipped"),
     ],
 )

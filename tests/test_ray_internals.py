@@ -18,7 +18,7 @@ import pytest
 import ray
 import ray_private
 
-from jobs import ray_internals
+from jobs import RAY_LOG_ENV, ray_internals
 
 pytestmark = pytest.mark.ray
 
@@ -124,9 +124,16 @@ def test_ray_train_reads_the_limit_of_a_worker_groups_start():
 
 def test_ray_leaves_its_address_for_drivers_on_its_host(found):
     code = "from jobs.ray_internals import local_address; print(json.dumps(local_address()))"
-    address, other_user = found.cluster.evaluate(code)
+    address = found.cluster.evaluate(code)
     assert address.partition(":")[2] == found.cluster.address.partition(":")[2]
-    assert other_user == ""
+
+
+def test_ray_reads_the_variables_of_the_jobs():
+    """Ray is silent about a variable that it does not know."""
+    folder = Path(ray.__file__).parent
+    command = ["grep", "-rohF", *(f"-e{name}" for name in RAY_LOG_ENV), "--include=*.py", folder]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert {*found.split()} == {*RAY_LOG_ENV}
 
 
 CONNECT = """
@@ -185,3 +192,12 @@ def test_trial_killed_by_the_memory_monitor_is_reported_in_one_line(monkeypatch,
     (failure,) = re.findall("^failed: (.*)$", done.stdout, re.M)
     assert "killed: the node ran out of memory (lower --max-concurrent" in failure
     assert max(map(len, done.stdout.splitlines())) < 300  # no page of advice
+
+
+def test_tokens_are_turned_off_for_a_cluster_without(tmp_path):
+    """Otherwise the driver connects, and every actor dies."""
+    with clusters.started(token=False) as cluster:
+        environment = cluster.environment | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+        command = [sys.executable, "-c", CONNECT, cluster.address]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -51,6 +51,11 @@ def test_copy_first_has_independent_normal_numbers_and_the_first_as_target():
     assert data.train.inputs.mean().abs() < 0.01
 
 
+def test_progress_shows_the_metric_of_the_task():
+    row = {"val_loss": 0.01234, "val_accuracy": 0.5}
+    assert [task.describe(row) for task in TASKS.values()] == ["val 50.0%", "val MSE 0.0123"]
+
+
 def test_copy_first_depends_on_seed_length_and_split():
     first, again = (copy_first(0, 5, 100) for _ in range(2))
     assert torch.equal(first.train.inputs, again.train.inputs)
