@@ -152,7 +152,9 @@ def _accepts(address: str, metadata: dict[str, str]) -> bool:
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAUTHENTICATED:
                 return False
-            if error.code() is not grpc.StatusCode.UNIMPLEMENTED:  # by another version of Ray
+            # Another version of Ray may not have the method; a web server has no gRPC.
+            is_grpc = "http2 header" not in (error.details() or "")
+            if error.code() is not grpc.StatusCode.UNIMPLEMENTED or not is_grpc:
                 raise OSError(f"no Ray answers there (gRPC: {error.code().name})") from None
     return True
 
