@@ -31,11 +31,13 @@ BASE_RECIPE = replace(
 )
 LSTM_RECIPE = replace(BASE_RECIPE, cells=("lstm",), inits=("chrono",), lr=0.005, grad_clip=1.0)
 RNN_RECIPE = replace(BASE_RECIPE, cells=("rnn",), inits=("orthogonal",), lr=0.0003)
+GRU_RECIPE = replace(BASE_RECIPE, cells=("gru",), inits=("chrono",), lr=0.01, grad_clip=1.0)
 
 # The same with an eighth of the sequences. With so few, an RNN learns 100 digits at a learning
 # rate of 0.001 but not at 0.0003; with all of them 0.001 is unstable.
 SMALL_BUDGET_LSTM = replace(LSTM_RECIPE, num_sequences=25_000, epochs=10)
 SMALL_BUDGET_RNN = replace(RNN_RECIPE, num_sequences=25_000, epochs=10, lr=0.001)
+SMALL_BUDGET_GRU = replace(GRU_RECIPE, num_sequences=25_000, epochs=10)
 HORIZON_LENGTHS = (10, 20, 35, 50, 75, 100, 150)
 
 # Benchmark 1 of Vecoven, Ernst & Drion 2021: 30,000 steps, here 450 in each epoch. Their cells have
@@ -96,7 +98,7 @@ PRESETS = {
         "a recipe for each cell that solves lengths 3-35",
         tuple(
             replace(grid, lengths=(3, *range(5, 36, 5)), seeds=tuple(range(5)))
-            for grid in (LSTM_RECIPE, RNN_RECIPE)
+            for grid in (LSTM_RECIPE, RNN_RECIPE, GRU_RECIPE)
         ),
     ),
     "horizon": Preset(
@@ -112,6 +114,11 @@ PRESETS = {
                 lengths=HORIZON_LENGTHS,
                 inits=("uniform", "orthogonal", "identity"),
             ),
+            replace(
+                SMALL_BUDGET_GRU,
+                lengths=HORIZON_LENGTHS,
+                inits=("uniform", "orthogonal", "chrono"),
+            ),
         ),
     ),
     "copy-first": Preset(
@@ -122,7 +129,10 @@ PRESETS = {
 }
 ABLATION_PRESET = Preset(
     "horizon at 35 and 100 digits, all variants",
-    tuple(replace(grid, lengths=(35, 100)) for grid in (SMALL_BUDGET_LSTM, SMALL_BUDGET_RNN)),
+    tuple(
+        replace(grid, lengths=(35, 100))
+        for grid in (SMALL_BUDGET_LSTM, SMALL_BUDGET_RNN, SMALL_BUDGET_GRU)
+    ),
 )
 
 

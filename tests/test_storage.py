@@ -44,10 +44,7 @@ def read_only(tmp_path) -> Iterator[Path]:
     [
         ("--preset quick --epochs 9", "epochs: 10 there, 9 here"),
         ("--preset quick --seeds 0-3,7 --grad-clip 1", "grad_clip: 10.0 there, 1.0 here"),
-        (
-            "--preset figures",
-            "1 recipe there, 2 here",
-        ),
+        ("--preset figures", "num_sequences: 20000 there, 100000 here"),
     ],
 )
 def test_other_settings_under_the_same_name_are_refused(user_error_of, tmp_path, flags, difference):
