@@ -34,9 +34,9 @@ def outputs(notebook: NotebookNode) -> list[NotebookNode]:
 def test_tour_runs_from_top_to_bottom(tmp_path):
     found = outputs(execute(tmp_path))
     printed = "".join(output.get("text", "") for output in found)
-    assert "6 of 6 trials done" in printed
+    assert "6 of 6 trials done" in printed, printed
     assert "epoch 3: validation accuracy" in printed
-    assert "2 of 2 epochs done" in printed
+    assert "2 of 2 epochs done" in printed, printed
     assert "Traceback" not in printed
     assert sum("image/png" in output.get("data", {}) for output in found) == 2
     assert (tmp_path / "report.html").exists()
