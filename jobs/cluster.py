@@ -152,14 +152,14 @@ def _other_user(address: str) -> str:
     try:
         with socket.socket() as probe:
             probe.bind((host, 0))  # fails for the address of another host
-        lines = [Path(f"/proc/net/{name}").read_text().splitlines() for name in ("tcp", "tcp6")]
     except OSError:
         return ""
     uids = set()
-    for line in (*lines[0][1:], *lines[1][1:]):
-        _, local_address, _, state, _, _, _, uid, *_ = line.split()
-        if state == LISTEN and int(local_address.rpartition(":")[2], 16) == int(port):
-            uids.add(int(uid))
+    for table in Path("/proc/net").glob("tcp*"):  # Linux only; tcp6 may be missing
+        for line in table.read_text().splitlines()[1:]:
+            _, own, _, state, _, _, _, uid, *_ = line.split()
+            if state == LISTEN and int(own.rpartition(":")[2], 16) == int(port):
+                uids.add(int(uid))
     if not uids or os.getuid() in uids:
         return ""
     with suppress(KeyError):
