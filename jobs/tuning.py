@@ -66,7 +66,7 @@ class Progress(tune.Callback):
         self.remaining[name] = self.configs[name]["epochs"] - result["epoch"]
         seconds, work = self.spent.setdefault(self.configs[name]["cell"], [0.0, 0.0])
         self.spent[self.configs[name]["cell"]] = [
-            seconds + result["epoch_seconds"],
+            seconds + result["time_this_iter_s"],  # Tune's: with checkpoint and report
             work + self.work[name],
         ]
         task = task_of(self.configs[name])

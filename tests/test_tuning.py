@@ -102,7 +102,7 @@ class FakeTrial(SimpleNamespace):
 
 def report(progress: Progress, name: str, epoch: int, seconds: float, **row: object) -> None:
     row = {"corrupt_checkpoints": "", "resumed_from_epoch": 0, **row}
-    row |= {"epoch": epoch, "epoch_seconds": seconds, "val_accuracy": 0.5}
+    row |= {"epoch": epoch, "time_this_iter_s": seconds, "val_accuracy": 0.5}
     progress.on_trial_result(0, [], FakeTrial(name=name), row)
 
 
