@@ -87,6 +87,7 @@ constraints:
 bench: .venv/installed
 	$(BIN)/python tests/bench_sweep.py
 	$(BIN)/python tests/bench_gan.py
+	$(BIN)/python tests/bench_neighbor.py
 
 soak: .venv/installed test-tools
 	$(BIN)/python tests/soak.py

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import ray_private
 
-from jobs import RAY_LOG_ENV
+from analysis.results import Trial, read_trials
+from jobs import RAY_VARIABLES
 
 REPO = Path(__file__).parent.parent
 IGNORE_PYCACHE = shutil.ignore_patterns("__pycache__")  # other processes write it during a copy
@@ -22,7 +24,7 @@ IGNORE_PYCACHE = shutil.ignore_patterns("__pycache__")  # other processes write 
 FORWARDED_MESSAGE = re.compile(r"^(?:\x1b\[\d+m)*\(.*", re.MULTILINE)
 
 # Importing the jobs has set these here; scripts that tests start must set them themselves.
-for name in RAY_LOG_ENV:
+for name in RAY_VARIABLES:
     os.environ.pop(name, None)
 
 
@@ -36,6 +38,15 @@ def run_script(
     """Runs a script to its end, in another working directory than the repository's."""
     command = script_command(script, *arguments)
     return subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=600, **options)
+
+
+def run_job(script: str, *flags: object) -> list[Trial]:
+    """Runs a job into a temporary folder, and returns its trials, or the one run of a GAN."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = run_script(script, *flags, "--storage", folder, "--name", "run")
+        if done.returncode:
+            raise RuntimeError(done.stdout + done.stderr)
+        return read_trials(f"{folder}/run")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import pytest
 import ray
 import ray_private
 
-from jobs import RAY_LOG_ENV, ray_internals
+from jobs import RAY_VARIABLES, ray_internals
 
 pytestmark = pytest.mark.ray
 
@@ -131,9 +131,18 @@ def test_ray_leaves_its_address_for_drivers_on_its_host(found):
 def test_ray_reads_the_variables_of_the_jobs():
     """Ray is silent about a variable that it does not know."""
     folder = Path(ray.__file__).parent
-    command = ["grep", "-rohF", *(f"-e{name}" for name in RAY_LOG_ENV), "--include=*.py", folder]
+    command = ["grep", "-rohF", *(f"-e{name}" for name in RAY_VARIABLES), "--include=*.py", folder]
     found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert {*found.split()} == {*RAY_LOG_ENV}
+    assert {*found.split()} == {*RAY_VARIABLES}
+
+
+def test_workers_of_a_local_ray_do_not_yield_to_other_processes():
+    code = (
+        "import os; from jobs import cluster; cluster.connect('local');"
+        "print(cluster.ray.get(cluster.ray.remote(lambda: os.nice(0)).remote()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "0\n")
 
 
 CONNECT = """
