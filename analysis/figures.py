@@ -85,6 +85,7 @@ def heat_map(
 
 
 def _ticks(values: list) -> tuple[list[int], list]:
-    """Returns positions and labels of at most about twenty ticks."""
-    step = -(-len(values) // 20)
+    """Returns positions and labels of at most twenty ticks, fewer if the labels are long."""
+    width = max(len(str(value)) for value in values)
+    step = -(-len(values) // min(20, 60 // (width + 1)))
     return list(range(0, len(values), step)), values[::step]

@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -77,8 +78,20 @@ def test_large_heat_map_has_few_ticks_and_no_numbers():
     plt.close(figure)
 
 
+@pytest.mark.parametrize("columns", [21, 100, 1000, 20_000])
+def test_labels_of_a_heat_map_do_not_overlap(columns):
+    table = pd.DataFrame(0.5, index=[3], columns=range(1, columns + 1))
+    figure = figures.heat_map(table, "title", "epoch", "length", "accuracy (%)")
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
+    assert len(boxes) >= 10
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    plt.close(figure)
+
+
 DRAW = """
 import sys
+from itertools import pairwise
 import pandas as pd
 from pathlib import Path
 from analysis import cli
