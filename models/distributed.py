@@ -54,7 +54,9 @@ def all_reduce_gradients(network: nn.Module) -> Iterator[None]:
     """Sums the gradients that `backward` computes within the block over all workers.
 
     Large gradients are reduced while `backward` computes the next ones, small ones in one bucket
-    at the end.
+    at the end. DistributedDataParallel, which ray.train.torch.prepare_model() adds, is as fast, but
+    it lays out its buckets anew after its first step: with three workers or more, a resumed run
+    then sums in another order than an uninterrupted one, and its results differ.
     """
     if world_size() == 1:
         yield

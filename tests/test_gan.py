@@ -1,3 +1,4 @@
+import copy
 import math
 import os
 from contextlib import suppress
@@ -14,7 +15,7 @@ from models import distributed, gan, image_data
 from models.gan import GAN, Discriminator, Generator
 from models.rng import make_rng
 
-BATCH_SIZE, STEPS = 128, 50
+BATCH_SIZE, STEPS, RESUME_STEP = 128, 50, 45
 
 # Rounding may move the input of a LeakyReLU across the kink at zero. From there two trainings
 # diverge as they do in float64 after a tiny perturbation. Momentum 0.9 damps this; with 0.5, a mere
@@ -98,6 +99,10 @@ def test_step_matches_a_plain_training_loop():
         torch.testing.assert_close(network.state_dict(), other.state_dict(), rtol=1e-9, atol=1e-10)
 
 
+def train_step(model: GAN, number: int) -> torch.Tensor:
+    return gan.train_epoch(model, batch_images(number), 0, number, BATCH_SIZE)
+
+
 def train_worker(rank: int, num_workers: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -113,13 +118,19 @@ def train_worker(rank: int, num_workers: int, folder: Path) -> None:
     for dtype, betas in BETAS.items():
         model = GAN(100, 0, 0.0002, betas, dtype=dtype)
         # Each epoch has a single step here.
-        means = [gan.train_epoch(model, batch_images(i), 0, i, BATCH_SIZE) for i in range(STEPS)]
+        means = [train_step(model, i) for i in range(RESUME_STEP)]
+        resumed = GAN(100, 1, 0.0002, betas, dtype=dtype)
+        resumed.load_state_dict(copy.deepcopy(model.state_dict()))
+        means += [train_step(model, i) for i in range(RESUME_STEP, STEPS)]
+        for i in range(RESUME_STEP, STEPS):
+            train_step(resumed, i)
         z = gan.make_latents("z", count=64, latent_dim=100)
         results[str(dtype)] = {
             "means": torch.stack(means),  # (steps, 4)
             "generator": model.generator.state_dict(),
             "discriminator": model.discriminator.state_dict(),
             "images": gan.generate(model.generator, z),
+            "resumed": resumed.generator.state_dict(),
         }
     if rank == 0:
         torch.save(results, folder / f"{num_workers}.pt")
@@ -159,6 +170,13 @@ def test_multi_worker_matches_single_worker_in_float32(results, num_workers):
     actual, expected = (results[n]["torch.float32"] for n in (num_workers, 1))
     assert (actual["means"] - expected["means"]).abs().max() < 1e-2
     assert (actual["images"] - expected["images"]).abs().mean() < 1e-2
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_resume_with_several_workers_is_bit_identical(results, num_workers):
+    """Their sums must not depend on how many steps the process has done."""
+    for result in results[num_workers].values():
+        torch.testing.assert_close(result["resumed"], result["generator"], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("count", "num_workers"), [(64, 1), (50, 3), (512, 7), (5, 5)])
