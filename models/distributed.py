@@ -55,8 +55,8 @@ def all_reduce_gradients(network: nn.Module) -> Iterator[None]:
 
     Large gradients are reduced while `backward` computes the next ones, small ones in one bucket
     at the end. DistributedDataParallel, which ray.train.torch.prepare_model() adds, is as fast, but
-    it lays out its buckets anew after its first step: with three workers or more, a resumed run
-    then sums in another order than an uninterrupted one, and its results differ.
+    it rebuilds its buckets after its first step: with three workers or more, a resumed run then
+    sums in another order than an uninterrupted one, and its results differ.
     """
     if world_size() == 1:
         yield
