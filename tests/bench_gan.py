@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from processes import run_job
 from torch import Tensor, multiprocessing, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -31,11 +32,8 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import MNIST
 
-from analysis.results import read_trials
 from jobs.cluster import WORKER_ENVIRONMENT
 from models import distributed, gan, image_data
-
-REPO = Path(__file__).parent.parent
 
 # Each side is timed in windows, alternating with the other side, and its best window counts: other
 # load on the host only slows a window down, by up to a half.
@@ -209,13 +207,8 @@ def workers() -> None:
 
 def overhead() -> None:
     """Wall time from one epoch's end to the next, minus training; without quality evaluation."""
-    with tempfile.TemporaryDirectory() as folder:
-        flags = ["--epochs", 7, "--keep-every", 1, "--eval-every", 7]
-        command = [sys.executable, REPO / "jobs" / "gan.py", *flags]
-        command += ["--storage", folder, "--name", "bench"]
-        subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
-        (trial,) = read_trials(f"{folder}/bench")
-    *rows, _ = trial.rows  # the last epoch includes the evaluation
+    (run,) = run_job("jobs/gan.py", "--epochs", 7, "--keep-every", 1, "--eval-every", 7)
+    *rows, _ = run.rows  # the last epoch includes the evaluation
     epochs = len(rows) - 1
     training = sum(row["train_seconds"] for row in rows[1:])
     wall = rows[-1]["epoch_end_time"] - rows[0]["epoch_end_time"]

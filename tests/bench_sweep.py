@@ -16,18 +16,17 @@ import argparse
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
+from processes import run_job
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from analysis.results import Trial, read_trials
+from analysis.results import Trial
 from jobs import machine
 from jobs.cluster import WORKER_ENVIRONMENT
 from models.palindromes import num_train, palindromes
@@ -37,7 +36,6 @@ from models.tasks import TASKS
 
 BATCH_SIZE, HIDDEN_SIZE = 128, 128
 ROUNDS = 3
-REPO = Path(__file__).parent.parent
 
 
 class BaselineDataset(Dataset):
@@ -99,15 +97,6 @@ def baseline_sequences_per_second(length: int, seconds: float = 6) -> float:
                     return sequences / (time.perf_counter() - start)
 
 
-def run_sweep(*flags: object) -> list[Trial]:
-    """Runs jobs/sweep.py and returns its trials."""
-    with tempfile.TemporaryDirectory() as storage:
-        command = [sys.executable, REPO / "jobs" / "sweep.py", *flags]
-        command += ["--storage", storage, "--name", "bench"]
-        subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
-        return read_trials(f"{storage}/bench")
-
-
 def wall_seconds(trials: list[Trial]) -> float:
     """Returns the time from the start of the first epoch of all trials to the end of the last."""
     rows = [row for trial in trials for row in trial.rows]
@@ -137,7 +126,7 @@ def throughput(slots: int) -> None:
         rounds = []
         for _ in range(ROUNDS):
             baseline = float(run_in_new_process("baseline", length, {}))
-            trials = run_sweep(*flags)
+            trials = run_job("jobs/sweep.py", *flags)
             training = sum(sequences / training_seconds(trial) for trial in trials)
             including = sum(sequences / wall_seconds([trial]) for trial in trials)
             rounds.append((baseline, training, including))
@@ -235,7 +224,7 @@ def vanishing() -> None:
 
 def scheduling(slots: int) -> None:
     flags = ["--preset", "figures-adam", "--cells", "lstm", "--lengths", 12, "--seeds", "0-43"]
-    trials = run_sweep(*flags, "--epochs", 5, "--num-sequences", 16_000)
+    trials = run_job("jobs/sweep.py", *flags, "--epochs", 5, "--num-sequences", 16_000)
     training, wall = sum(map(training_seconds, trials)), wall_seconds(trials)
     print(
         "| trials | training per trial (s) | wall time (s) | slots "
