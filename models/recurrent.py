@@ -4,7 +4,7 @@
     logits = network(digits)  # (batch, 20) -> (batch, 10)
 
 Each cell is here twice, over the same parameters: as its equations, to read and to test against,
-and as torch's native kernel (oneDNN on a CPU, cuDNN on a GPU), to train with.
+and as torch's native cell (cuDNN on a GPU; on a CPU, oneDNN for an LSTM), to train with.
 
 A new cell is one class like those below: decorated with @register("name"), with torch's class in
 `rnn_class`, its initializations in `initializers`, and its equations in `step`.

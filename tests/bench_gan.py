@@ -3,12 +3,13 @@
   python tests/bench_gan.py             all three tables, as in `make bench`
   python tests/bench_gan.py workers     one table
 
-throughput: compared with a baseline script, written in the usual way
+throughput: compared with the usual public script (tests/public_gan.py) and
+            with the limits of the machine
+step:       what takes the time of a training step
 workers:    two workers of one thread, compared with one worker of two threads
             and with DistributedDataParallel
-overhead:   what Ray Train, reports and checkpoints add to an epoch
 
-Takes about ten minutes on two cores. Run nothing else at the same time.
+Run nothing else at the same time.
 """
 
 import argparse
@@ -19,12 +20,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
+from machine_limits import ADAM, adam_seconds, product_seconds, time_shares
 from processes import run_job
+from public_gan import PublicGAN
 from torch import Tensor, multiprocessing, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -35,36 +40,19 @@ from torchvision.datasets import MNIST
 from jobs.cluster import WORKER_ENVIRONMENT
 from models import distributed, gan, image_data
 
-# Each side is timed in windows, alternating with the other side, and its best window counts: other
-# load on the host only slows a window down, by up to a half.
+# A script and the workers are timed in windows, of which the best one counts: other load on the
+# host only slows a window down, by up to a half.
 ROUNDS = 3
 WINDOWS = 4
 WINDOW_IMAGES = 10_240
 LATENT_DIM = 100
 BETAS = (0.5, 0.999)
-THROUGHPUT_BATCH_SIZE = 64
+BATCH_SIZES = (64, 256)
 WORKERS_BATCH_SIZE = 512
 
 
-def baseline_networks() -> tuple[nn.Module, nn.Module]:
-    """Returns the report's two networks, written in the usual way."""
-
-    def block(inputs: int, outputs: int, norm: bool) -> list[nn.Module]:
-        layers = [nn.Linear(inputs, outputs)]
-        return [*layers, *([nn.BatchNorm1d(outputs)] if norm else []), nn.LeakyReLU(0.2)]
-
-    generator = nn.Sequential(
-        *block(LATENT_DIM, 128, False), *block(128, 256, True), *block(256, 512, True),
-        *block(512, 1024, True), nn.Linear(1024, 784), nn.Tanh(),
-    )  # fmt: skip
-    discriminator = nn.Sequential(
-        *block(784, 512, False), *block(512, 256, False), nn.Linear(256, 1), nn.Sigmoid()
-    )
-    return generator, discriminator
-
-
-def baseline_images_per_second(batch_size: int) -> float:
-    """Trains in the usual way, with torch's default threads; returns the best window's speed."""
+def script_images_per_second(batch_size: int) -> float:
+    """Trains as the usual public script does, with torch's default threads; the best window."""
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder, "MNIST", "raw")
         raw.mkdir(parents=True)
@@ -72,53 +60,110 @@ def baseline_images_per_second(batch_size: int) -> float:
             (raw / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
         transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(0.5, 0.5)])
         loader = DataLoader(MNIST(folder, transform=transform), batch_size, shuffle=True)
-        generator, discriminator = baseline_networks()
-        criterion = nn.BCELoss()
-        optimizer_g = torch.optim.Adam(generator.parameters(), lr=0.0002, betas=BETAS)
-        optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=0.0002, betas=BETAS)
-        times = []
+        model, times = PublicGAN(), []
         for step, (images, _) in enumerate(loader):
             if step % (WINDOW_IMAGES // batch_size) == 0:
                 times.append(time.perf_counter())
                 if len(times) > WINDOWS + 1:  # the first window is warmup
                     break
-            real, ones = images.flatten(1), torch.ones(len(images), 1)
-            fake = generator(torch.randn(len(images), LATENT_DIM))
-            loss_d = criterion(discriminator(real), ones)
-            loss_d = loss_d + criterion(discriminator(fake.detach()), torch.zeros_like(ones))
-            optimizer_d.zero_grad()
-            loss_d.backward()
-            optimizer_d.step()
-            loss_g = criterion(discriminator(fake), ones)
-            optimizer_g.zero_grad()
-            loss_g.backward()
-            optimizer_g.step()
-            loss_d.item(), loss_g.item()
+            model.step(images.flatten(1))
         return WINDOW_IMAGES / min(end - start for start, end in pairwise(times[1:]))
 
 
-def suite_images_per_second(batch_size: int) -> float:
-    """Trains as the job does, with the current workers and threads; the best window's speed."""
-    model = gan.GAN(LATENT_DIM, 0, 0.0002, BETAS)
-    images = image_data.load().train.images[: WINDOW_IMAGES // batch_size * batch_size]
-    gan.train_epoch(model, images, 0, 0, batch_size)  # warmup
-    best = 0.0
-    for epoch in range(1, WINDOWS + 1):
-        start = time.perf_counter()
-        gan.train_epoch(model, images, 0, epoch, batch_size)
-        best = max(best, len(images) / (time.perf_counter() - start))
-    return best
+def limit_images_per_second(batch_size: int, cached: bool) -> float:
+    """Returns how many images all cores could train on if nothing else took time.
+
+    Counted are the matrix products of a step (15.9 MFLOP for each image), and the memory traffic
+    of Adam at the speed of a copy.
+
+    Args:
+        cached: the operands of the products are in the processor's cache, otherwise in memory.
+    """
+    pass_seconds = partial(products_of_pass, batch_size=batch_size, cached=cached)
+    generator, discriminator = gan.Generator(LATENT_DIM), gan.Discriminator()
+    step = adam_seconds(generator) + adam_seconds(discriminator)
+    # G's step: through G, and D on its images; then back through both, to G's weights.
+    # D's step: D on real and generated images; then back to D's weights.
+    step += pass_seconds(generator, weights=True)
+    step += pass_seconds(discriminator, to_inputs=True)
+    step += pass_seconds(discriminator, batch_size=2 * batch_size, weights=True)
+    return batch_size / step
+
+
+def products_of_pass(
+    network: nn.Sequential,
+    batch_size: int,
+    cached: bool,
+    weights: bool = False,
+    to_inputs: bool = False,
+) -> float:
+    """Returns the seconds of the matrix products of a forward and a backward pass.
+
+    Args:
+        weights: backward to the weights of each layer.
+        to_inputs: backward to the inputs of the network, too.
+    """
+    seconds = 0.0
+    for number, layer in enumerate(layer for layer in network if isinstance(layer, nn.Linear)):
+        inputs, outputs = layer.in_features, layer.out_features
+        seconds += product_seconds(batch_size, inputs, outputs, cached)
+        if weights:
+            seconds += product_seconds(outputs, batch_size, inputs, cached)
+        if number or to_inputs:
+            seconds += product_seconds(batch_size, outputs, inputs, cached)
+    return seconds
 
 
 def throughput() -> None:
-    print("| batch size | baseline script (images/s) | this suite (images/s) | speedup |")
-    print("| --- | --- | --- | --- |")
-    rounds = [[float(run_in_new_process(side)) for side in SIDES] for _ in range(ROUNDS)]
-    baseline, suite = map(max, zip(*rounds, strict=True))
-    speedup = suite / baseline
+    """Prints medians of rounds in which both sides alternate, and the script's best.
+
+    The job runs through Ray, with reports and checkpoints, without evaluation of image quality.
+    """
     print(
-        f"| {THROUGHPUT_BATCH_SIZE} | {baseline:,.0f} | {suite:,.0f} | {speedup:.1f} |", flush=True
+        "| batch size | public script (best) | job | job / script (best) "
+        "| training / limit, from cache | training / limit, from memory |\n"
+        "| --- | --- | --- | --- | --- | --- |"
     )
+    for batch_size in BATCH_SIZES:
+        scripts, jobs, trainings = [], [], []
+        for _ in range(ROUNDS):
+            scripts.append(float(run_in_new_process("script", batch_size)))
+            flags = ["--batch-size", batch_size, "--epochs", 3, "--eval-every", 3]
+            (run,) = run_job("jobs/gan.py", *flags)
+            images = 60_000 // batch_size * batch_size
+            first, second, _ = run.rows  # the last one includes the evaluation
+            jobs.append(images / (second["epoch_end_time"] - first["epoch_end_time"]))
+            trainings.append(second["images_per_second"])
+        limits = map(float, run_in_new_process("limit", batch_size).split())
+        script, job = median(scripts), median(jobs)
+        shares = " | ".join(f"{median(trainings) / limit:.0%}" for limit in limits)
+        print(
+            f"| {batch_size} | {script:,.0f} ({max(scripts):,.0f}) | {job:,.0f} "
+            f"| {job / script:.2f} ({job / max(scripts):.2f}) | {shares} |",
+            flush=True,
+        )
+
+
+STEP_PARTS = {
+    "matrix products": ("aten::mm", "aten::addmm"),
+    "Adam": ADAM,
+    "batch norm": ("aten::native_batch_norm", "aten::native_batch_norm_backward"),
+    "leaky ReLU": ("aten::leaky_relu", "aten::leaky_relu_backward"),
+}
+
+
+def step() -> None:
+    print(f"| batch size | {' | '.join(STEP_PARTS)} | the rest |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for batch_size in BATCH_SIZES:
+        print(run_in_new_process("parts", batch_size), end="", flush=True)
+
+
+def print_parts(batch_size: int) -> None:
+    images = image_data.load().train.images[: 40 * batch_size]
+    model = gan.GAN(LATENT_DIM, 0, 0.0002, BETAS)
+    shares = time_shares(lambda: gan.train_epoch(model, images, 0, 1, batch_size), STEP_PARTS)
+    print(f"| {batch_size} | {' | '.join(shares)} |")
 
 
 class DDPGAN(gan.GAN):
@@ -205,23 +250,10 @@ def workers() -> None:
         print(f"| {name} | {speed:,.0f} | {speed / one:.2f} | {difference:.0e} |", flush=True)
 
 
-def overhead() -> None:
-    """Wall time from one epoch's end to the next, minus training; without quality evaluation."""
-    (run,) = run_job("jobs/gan.py", "--epochs", 7, "--keep-every", 1, "--eval-every", 7)
-    *rows, _ = run.rows  # the last epoch includes the evaluation
-    epochs = len(rows) - 1
-    training = sum(row["train_seconds"] for row in rows[1:])
-    wall = rows[-1]["epoch_end_time"] - rows[0]["epoch_end_time"]
-    print("| epochs | training per epoch (s) | wall time per epoch (s) | overhead |")
-    print("| --- | --- | --- | --- |")
-    times = f"{training / epochs:.2f} | {wall / epochs:.2f}"
-    print(f"| {epochs} | {times} | {1 - training / wall:.1%} |", flush=True)
-
-
-def run_in_new_process(side: str) -> str:
-    """Runs a side in its own environment: the baseline script has none of the jobs' variables."""
-    environment = os.environ | (WORKER_ENVIRONMENT if side == "suite" else {})
-    command = [sys.executable, __file__, side]
+def run_in_new_process(side: str, batch_size: int) -> str:
+    """Runs a side in its own environment: the script has none of the jobs' variables."""
+    environment = os.environ | ({} if side == "script" else WORKER_ENVIRONMENT)
+    command = [sys.executable, __file__, f"{side}:{batch_size}"]
     return subprocess.run(
         command, env=environment, check=True, capture_output=True, text=True
     ).stdout
@@ -229,12 +261,15 @@ def run_in_new_process(side: str) -> str:
 
 TABLES: dict[str, Callable[[], None]] = {
     "throughput": throughput,
+    "step": step,
     "workers": workers,
-    "overhead": overhead,
 }
-SIDES: dict[str, Callable[[], None]] = {  # of the first table; not in the help
-    "baseline": lambda: print(baseline_images_per_second(THROUGHPUT_BATCH_SIZE)),
-    "suite": lambda: print(suite_images_per_second(THROUGHPUT_BATCH_SIZE)),
+SIDES: dict[str, Callable[[int], None]] = {  # in processes of their own; not in the help
+    "parts": print_parts,
+    "script": lambda batch_size: print(script_images_per_second(batch_size)),
+    "limit": lambda batch_size: print(
+        *(limit_images_per_second(batch_size, cached) for cached in (True, False))
+    ),
 }
 
 
@@ -244,8 +279,9 @@ def main() -> None:
     )
     parser.add_argument("table", nargs="?", metavar="TABLE", help=f"{', '.join(TABLES)} (all)")
     table = parser.parse_args().table
-    if table in SIDES:
-        SIDES[table]()
+    side, _, batch_size = (table or "").partition(":")
+    if side in SIDES:
+        SIDES[side](int(batch_size))
         return
     if table and table not in TABLES:
         parser.error(f"{table}: not one of {', '.join(TABLES)}")

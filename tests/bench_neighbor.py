@@ -31,7 +31,7 @@ def busy_process() -> Iterator[None]:
 def sweep_sequences_per_second() -> float:
     """Two concurrent trials of an LSTM at 24 digits; the training of the second epoch."""
     flags = ["--preset", "figures-adam", "--cells", "lstm", "--lengths", 24, "--seeds", "0,1"]
-    trials = run_job("jobs/sweep.py", *flags, "--epochs", 2, "--num-sequences", 50_000)
+    trials = run_job("jobs/sweep.py", *flags, "--epochs", 2, "--num-sequences", 25_000)
     return sum(trial.rows[1]["sequences_per_second"] for trial in trials)
 
 

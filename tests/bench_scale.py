@@ -3,23 +3,30 @@
   python tests/bench_scale.py scale.csv              seven minutes
   python tests/bench_scale.py scale.csv --estimate   from an existing file
   python tests/bench_scale.py scale.csv --estimate --trials 10000
+  python tests/bench_scale.py --resume               six minutes
 
 The measured trials sleep instead of training, and report and save like those of
 the sweep: five epochs, with a checkpoint of an LSTM each. So eight concurrent
 trials leave the cores of this machine idle.
+
+--resume runs the real sweep with a thousand trials of milliseconds, then the
+same command again, then with ten more trials.
 """
 
 import argparse
 import itertools
+import os
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import processes
 import ray
 from ray import tune
 
+from analysis.results import read_trials
 from jobs import cluster, storage, sweep, tuning
 from jobs.grid import GridConfig, trial_configs, trial_name
 from jobs.learner import OPTIMIZERS
@@ -100,6 +107,30 @@ def write_measurements(table: Path) -> None:
     print(table.read_text())
 
 
+def measure_resume() -> None:
+    """Prints a Markdown table."""
+    slots = len(os.sched_getaffinity(0))
+    flags = ("--cells", "lstm", "--lengths", "3-12", "--epochs", 1, "--num-sequences", 200)
+    print("| command | wall time (s) | slot time per trial, without its epoch (s) |")
+    print("| --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as parent:
+        flags += ("--storage", parent, "--name", "run")
+        for name, seeds in (
+            ("1,000 trials", "0-99"),
+            ("the same command again", "0-99"),
+            ("ten more trials", "0-100"),
+        ):
+            start = time.monotonic()
+            processes.run_script("jobs/sweep.py", *flags, "--seeds", seeds).check_returncode()
+            wall, lost = time.monotonic() - start, ""
+            if name == "1,000 trials":
+                rows = [trial.rows[0] for trial in read_trials(f"{parent}/run")]
+                ends = [row["epoch_end_time"] for row in rows]
+                in_epochs = sum(row["epoch_seconds"] for row in rows)
+                lost = f"{((max(ends) - min(ends)) * slots - in_epochs) / len(rows):.2f}"
+            print(f"| {name} | {wall:.0f} | {lost} |", flush=True)
+
+
 def extrapolate(table: pd.DataFrame, column: str, trials: int) -> float:
     """Extrapolates a column linearly from the two largest sweeps to `trials`.
 
@@ -139,11 +170,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "table", type=Path, metavar="FILE", help="CSV: written, or read with --estimate"
+        "table", type=Path, nargs="?", metavar="FILE", help="CSV: written, or read with --estimate"
     )
     parser.add_argument(
         "--estimate", action="store_true", help="estimate a large sweep without measuring"
     )
+    parser.add_argument("--resume", action="store_true", help="measure the resume of a sweep")
     parser.add_argument("--trials", type=int, default=10_000, metavar="N", help="trials (10000)")
     parser.add_argument(
         "--slots", type=int, default=256, metavar="N", help="concurrent trials (256, on 64 GPUs)"
@@ -154,6 +186,11 @@ def main() -> None:
     args = parser.parse_args()
     if min(args.trials, args.slots, args.minutes) <= 0:
         parser.error("--trials, --slots and --minutes must be positive")
+    if args.resume:
+        measure_resume()
+        return
+    if args.table is None:
+        parser.error("FILE is missing")
     if not args.estimate:
         write_measurements(args.table)
     table = pd.read_csv(args.table)

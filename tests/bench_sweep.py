@@ -1,30 +1,36 @@
 """Measures the speed of the sweep and prints Markdown tables.
 
   python tests/bench_sweep.py             all four tables, as in `make bench`
-  python tests/bench_sweep.py ceiling     one table
+  python tests/bench_sweep.py vanishing   one table
 
-throughput: compared with a baseline script, a single process that trains in
-            the usual way
-ceiling:    a training step, in GFLOP/s, compared with the matrix product alone
+throughput: sequences per second, compared with the scripts that others write
+            (tests/baseline_scripts.py) and with the limits of the machine
+step:       what takes the time of a training step
 vanishing:  a step with vanishing gradients, with denormals flushed to zero
-scheduling: the fraction of the slots' time that is spent in training
+overhead:   the fraction of the slots' time that is spent in training
 
-Takes about twelve minutes on two cores. Run nothing else at the same time.
+Run nothing else at the same time.
 """
 
 import argparse
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from statistics import median
+from types import MappingProxyType
 
-import numpy as np
 import torch
+from baseline_scripts import (
+    BATCH_SIZE,
+    HIDDEN_SIZE,
+    RNN_CLASSES,
+    CompetentNetwork,
+    sequences_per_second,
+)
+from machine_limits import ADAM, adam_seconds, best_rate, product_seconds, time_shares
 from processes import run_job
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
 from analysis.results import Trial
 from jobs import machine
@@ -34,67 +40,10 @@ from models.recurrent import build
 from models.recurrent_training import train_epoch
 from models.tasks import TASKS
 
-BATCH_SIZE, HIDDEN_SIZE = 128, 128
 ROUNDS = 3
-
-
-class BaselineDataset(Dataset):
-    """Samples one palindrome at a time, when a DataLoader asks for it, as course templates do."""
-
-    def __init__(self, length: int, num_sequences: int):
-        self.num_digits, self.num_sequences = length + 1, num_sequences
-
-    def __len__(self) -> int:
-        return self.num_sequences
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        half = np.random.randint(0, 10, size=(self.num_digits + 1) // 2)
-        palindrome = np.concatenate([half, half[: self.num_digits // 2][::-1]])
-        return palindrome[:-1].astype(np.float32), int(palindrome[-1])
-
-
-class BaselineLSTM(nn.Module):
-    """The report's equations, written in the usual way: eight Linears, a loop over time steps."""
-
-    def __init__(self):
-        super().__init__()
-        self.gx, self.ix, self.fx, self.ox = (nn.Linear(1, HIDDEN_SIZE) for _ in range(4))
-        self.gh, self.ih, self.fh, self.oh = (nn.Linear(HIDDEN_SIZE, HIDDEN_SIZE) for _ in range(4))
-        self.ph = nn.Linear(HIDDEN_SIZE, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (batch, length)
-        h = torch.zeros(x.size(0), HIDDEN_SIZE)
-        c = torch.zeros(x.size(0), HIDDEN_SIZE)
-        for t in range(x.size(1)):
-            x_t = x[:, t : t + 1]
-            g = torch.tanh(self.gx(x_t) + self.gh(h))
-            i = torch.sigmoid(self.ix(x_t) + self.ih(h))
-            f = torch.sigmoid(self.fx(x_t) + self.fh(h))
-            o = torch.sigmoid(self.ox(x_t) + self.oh(h))
-            c = g * i + c * f
-            h = torch.tanh(c) * o
-        return self.ph(h)
-
-
-def baseline_sequences_per_second(length: int, seconds: float = 6) -> float:
-    """Trains in the usual way for some seconds, with torch's default threads."""
-    loader = DataLoader(BaselineDataset(length, 80_000), batch_size=BATCH_SIZE, shuffle=True)
-    model, criterion = BaselineLSTM(), nn.CrossEntropyLoss()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
-    sequences, start, total = 0, None, 0.0
-    while True:
-        for step, (x, y) in enumerate(loader):
-            if start is None and step == 5:  # after a warmup
-                start = time.perf_counter()
-            optimizer.zero_grad()
-            loss = criterion(model(x), y)
-            loss.backward()
-            optimizer.step()
-            total += loss.item()
-            if start is not None:
-                sequences += len(y)
-                if time.perf_counter() - start > seconds:
-                    return sequences / (time.perf_counter() - start)
+# Lengths, and palindromes of a trial: an epoch then takes seconds.
+SWEEPS = (((3, 6, 12), 60_000), ((24, 35, 100), 15_000))
+CASES = [(cell, length) for cell in RNN_CLASSES for lengths, _ in SWEEPS for length in lengths]
 
 
 def wall_seconds(trials: list[Trial]) -> float:
@@ -109,40 +58,68 @@ def training_seconds(trial: Trial) -> float:
 
 
 def throughput(slots: int) -> None:
-    """Prints medians of rounds in which both sides alternate: a machine's speed varies.
+    """Prints medians of rounds in which all sides alternate, and the competent script's best.
 
-    "Including overhead" also counts the time of evaluation, checkpoints and reports. The baseline
-    script only trains.
+    The sweep runs through Ray; its time includes evaluation, checkpoints and reports. The scripts
+    only train.
     """
+    templates, scripts, sweeps, trainings = [], [], [], []
+    for _ in range(ROUNDS):
+        templates.append(measure_cases("template"))
+        scripts.append(measure_cases("competent"))
+        trials = [trial for sweep in SWEEPS for trial in run_sweep(*sweep, slots)]
+        sweeps.append(sum_by_case(trials, sequences_per_second_of))
+        trainings.append(sum_by_case(trials, lambda trial: trial.rows[-1]["sequences_per_second"]))
+    limits = measure_cases("limit", WORKER_ENVIRONMENT)
     print(
-        "| length | baseline script, one process | sweep, all slots "
-        "| sweep, including overhead | speedup |"
+        "| cell | length | course template | competent script (best) | sweep | sweep / template "
+        "| sweep / script (best) | training / limit |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- |"
     )
-    print("| --- | --- | --- | --- | --- |")
-    for length, num_sequences in ((6, 100_000), (12, 50_000), (24, 25_000), (35, 20_000)):
-        flags = ["--preset", "figures-adam", "--cells", "lstm", "--lengths", length]
-        flags += ["--seeds", f"0-{slots - 1}", "--epochs", 3, "--num-sequences", num_sequences]
-        sequences = 3 * (num_train(num_sequences) // BATCH_SIZE * BATCH_SIZE)  # of each trial
-        rounds = []
-        for _ in range(ROUNDS):
-            baseline = float(run_in_new_process("baseline", length, {}))
-            trials = run_job("jobs/sweep.py", *flags)
-            training = sum(sequences / training_seconds(trial) for trial in trials)
-            including = sum(sequences / wall_seconds([trial]) for trial in trials)
-            rounds.append((baseline, training, including))
-        baseline, training, including = map(median, zip(*rounds, strict=True))
-        speeds = f"{baseline:,.0f} | {training:,.0f} | {including:,.0f}"
-        print(f"| {length} | {speeds} | {training / baseline:.1f} |", flush=True)
+    for case in CASES:
+        cell, length = case
+        template, script, sweep, training = (
+            median([measured.get(case, 0) for measured in side])
+            for side in (templates, scripts, sweeps, trainings)
+        )
+        best = max(measured[case] for measured in scripts)
+        texts = (f"{template:,.0f}", f"{sweep / template:.1f}") if template else ("", "")
+        print(
+            f"| {cell.upper()} | {length} | {texts[0]} | {script:,.0f} ({best:,.0f}) "
+            f"| {sweep:,.0f} | {texts[1]} | {sweep / script:.2f} ({sweep / best:.2f}) "
+            f"| {training / (slots * limits[case]):.0%} |",
+            flush=True,
+        )
 
 
-def best_rate(work: Callable[[], object], amount: float, repeats: int = 5) -> float:
-    """Returns `amount` per second of the fastest of several repetitions."""
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return amount / min(seconds)
+def measure_cases(
+    measurement: str, variables: Mapping[str, str] = MappingProxyType({})
+) -> dict[tuple[str, int], float]:
+    """Returns a number of sequences per second by cell and length, measured in a new process."""
+    rows = map(str.split, run_in_new_process(measurement, variables).splitlines())
+    return {(cell, int(length)): float(speed) for cell, length, speed in rows}
+
+
+def run_sweep(lengths: tuple[int, ...], num_sequences: int, slots: int) -> list[Trial]:
+    flags = ["--preset", "figures-adam", "--cells", ",".join(RNN_CLASSES), "--epochs", 2]
+    flags += ["--lengths", ",".join(map(str, lengths)), "--seeds", f"0-{slots - 1}"]
+    return run_job("jobs/sweep.py", *flags, "--num-sequences", num_sequences)
+
+
+def sum_by_case(
+    trials: list[Trial], speed: Callable[[Trial], float]
+) -> dict[tuple[str, int], float]:
+    sums = dict.fromkeys(CASES, 0.0)
+    for trial in trials:
+        sums[trial.config["cell"], trial.config["length"]] += speed(trial)
+    return sums
+
+
+def sequences_per_second_of(trial: Trial) -> float:
+    """Returns the speed from the end of the first epoch on, with all that an epoch involves."""
+    sequences = num_train(trial.config["num_sequences"]) // BATCH_SIZE * BATCH_SIZE
+    first, *_, last = (row["epoch_end_time"] for row in trial.rows)
+    return sequences * (len(trial.rows) - 1) / (last - first)
 
 
 def make_training(length: int, steps: int) -> Callable[[], float]:
@@ -155,51 +132,37 @@ def make_training(length: int, steps: int) -> Callable[[], float]:
     return lambda: train_epoch(network, optimizer, task, data, perm, BATCH_SIZE)
 
 
-def repeated(work: Callable[[], object], times: int) -> Callable[[], None]:
-    def repeat() -> None:
-        for _ in range(times):
-            work()
+def limit_sequences_per_second(cell: str, length: int) -> float:
+    """Returns how many sequences one thread could train on if nothing else took time.
 
-    return repeat
-
-
-def product_and_step_gflops(length: int) -> list[float]:
-    """Returns GFLOP/s of torch's `@`, of oneDNN's product and of a training step, on one thread.
-
-    The LSTM is oneDNN's, whose product is twice as fast as `@` on some processors. A step is
-    counted as its recurrent products alone: one forward, two backward.
+    Counted are the recurrent matrix products of a step (forward, backward to the state at each time
+    step, backward to the weights at once), and the memory traffic of Adam at the speed of a copy.
     """
     machine.configure_torch(num_threads=1)
-    h, w = torch.randn(BATCH_SIZE, HIDDEN_SIZE), torch.randn(HIDDEN_SIZE, 4 * HIDDEN_SIZE)
-    h_mkldnn, w_mkldnn = h.to_mkldnn(), w.T.contiguous().to_mkldnn()
-    flop = 2 * BATCH_SIZE * HIDDEN_SIZE * 4 * HIDDEN_SIZE
-    steps = max(5, 1400 // length)  # they take a fraction of a second
-    train = make_training(length, steps)
-    train()
-    works = (
-        (repeated(lambda: h @ w, 500), 500 * flop),
-        (repeated(lambda: torch.ops.aten.mkldnn_linear(h_mkldnn, w_mkldnn), 500), 500 * flop),
-        (train, 3 * length * steps * flop),
-    )
-    best = [0.0] * len(works)
-    for _ in range(3):  # alternating: the machine's speed varies
-        for i, (work, amount) in enumerate(works):
-            best[i] = max(best[i], best_rate(work, amount))
-    return [rate / 1e9 for rate in best]
+    gates = RNN_CLASSES[cell](1, HIDDEN_SIZE).weight_hh_l0.shape[0]  # gates * hidden size
+    step = length * product_seconds(BATCH_SIZE, HIDDEN_SIZE, gates)
+    step += length * product_seconds(BATCH_SIZE, gates, HIDDEN_SIZE)
+    step += product_seconds(HIDDEN_SIZE, length * BATCH_SIZE, gates)
+    return BATCH_SIZE / (step + adam_seconds(CompetentNetwork(cell)))
 
 
-def ceiling() -> None:
-    print(
-        "| length | `@` | oneDNN's product | training step "
-        "| fraction of `@` | fraction of oneDNN's product |"
-    )
-    print("| --- | --- | --- | --- | --- | --- |")
-    for length in (12, 24, 35, 100, 200):
-        output = run_in_new_process("gflops", length, WORKER_ENVIRONMENT)
-        *products, step = map(float, output.split())
-        speeds = " | ".join(f"{speed:.1f}" for speed in (*products, step))
-        fractions = " | ".join(f"{step / product:.0%}" for product in products)
-        print(f"| {length} | {speeds} | {fractions} |", flush=True)
+STEP_PARTS = {
+    "LSTM forward": ("aten::mkldnn_rnn_layer",),
+    "LSTM backward": ("aten::mkldnn_rnn_layer_backward",),
+    "Adam": ADAM,
+}
+
+
+def step() -> None:
+    print(f"| length | {' | '.join(STEP_PARTS)} | the rest |\n| --- | --- | --- | --- | --- |")
+    print(run_in_new_process("parts", WORKER_ENVIRONMENT), end="", flush=True)
+
+
+def print_parts() -> None:
+    machine.configure_torch(num_threads=1)
+    for length in (3, 6, 12, 24, 35, 100):
+        shares = time_shares(make_training(length, 20), STEP_PARTS)
+        print(f"| {length} | {' | '.join(shares)} |")
 
 
 def steps_per_second_without_and_with_flush(length: int) -> list[float]:
@@ -216,56 +179,75 @@ def steps_per_second_without_and_with_flush(length: int) -> list[float]:
 def vanishing() -> None:
     print("| length | denormals kept (steps/s) | denormals flushed to zero (steps/s) | speedup |")
     print("| --- | --- | --- | --- |")
-    for length in (50, 100, 200, 500):
-        output = run_in_new_process("denormals", length, WORKER_ENVIRONMENT)
-        kept, flushed = map(float, output.split())
-        print(f"| {length} | {kept:.1f} | {flushed:.1f} | {flushed / kept:.1f} |", flush=True)
+    for row in run_in_new_process("denormals", WORKER_ENVIRONMENT).splitlines():
+        length, kept, flushed = map(float, row.split())
+        print(f"| {length:.0f} | {kept:.1f} | {flushed:.1f} | {flushed / kept:.1f} |", flush=True)
 
 
-def scheduling(slots: int) -> None:
-    flags = ["--preset", "figures-adam", "--cells", "lstm", "--lengths", 12, "--seeds", "0-43"]
-    trials = run_job("jobs/sweep.py", *flags, "--epochs", 5, "--num-sequences", 16_000)
-    training, wall = sum(map(training_seconds, trials)), wall_seconds(trials)
+def overhead(slots: int) -> None:
+    """Prints the shares of the slots' time, from the first epoch of all trials to the last."""
     print(
-        "| trials | training per trial (s) | wall time (s) | slots "
-        "| fraction of slot time in training |"
+        "| trials | epochs | training per trial (s) | wall time (s) | training | evaluation "
+        "| start, checkpoints, reports |\n| --- | --- | --- | --- | --- | --- | --- |"
     )
-    print("| --- | --- | --- | --- | --- |")
-    times = f"{training / len(trials):.1f} | {wall:.0f}"
-    print(f"| {len(trials)} | {times} | {slots} | {training / (slots * wall):.0%} |")
+    for length, seeds, epochs, num_sequences in ((12, 22, 5, 16_000), (3, 4, 20, 100_000)):
+        flags = ["--preset", "figures-adam", "--cells", "lstm", "--lengths", length]
+        flags += ["--seeds", f"0-{seeds - 1}", "--epochs", epochs]
+        trials = run_job("jobs/sweep.py", *flags, "--num-sequences", num_sequences)
+        training, wall = sum(map(training_seconds, trials)), wall_seconds(trials)
+        in_epochs = sum(row["epoch_seconds"] for trial in trials for row in trial.rows)
+        total = slots * wall
+        shares = (training / total, (in_epochs - training) / total, 1 - in_epochs / total)
+        print(
+            f"| {seeds} | {epochs} | {training / seeds:.1f} | {wall:.0f} "
+            f"| {' | '.join(f'{share:.1%}' for share in shares)} |",
+            flush=True,
+        )
 
 
-def run_in_new_process(measurement: str, length: int, variables: dict[str, str]) -> str:
+def run_in_new_process(measurement: str, variables: Mapping[str, str]) -> str:
     """Runs one of MEASUREMENTS in an environment with additional variables."""
-    command = [sys.executable, __file__, f"{measurement}:{length}"]
+    command = [sys.executable, __file__, measurement]
     return subprocess.run(
         command, env=os.environ | variables, check=True, capture_output=True, text=True
     ).stdout
 
 
-MEASUREMENTS: dict[str, Callable[[int], None]] = {  # for one length; not in the help
-    "baseline": lambda length: print(baseline_sequences_per_second(length)),
-    "gflops": lambda length: print(*product_and_step_gflops(length)),
-    "denormals": lambda length: print(*steps_per_second_without_and_with_flush(length)),
+def print_cases(speed: Callable[[str, int], float], cells: Iterable[str] = RNN_CLASSES) -> None:
+    for cell, length in CASES:
+        if cell in cells:
+            print(cell, length, speed(cell, length))
+
+
+def print_denormals() -> None:
+    for length in (50, 100, 200):
+        print(length, *steps_per_second_without_and_with_flush(length))
+
+
+MEASUREMENTS: dict[str, Callable[[], None]] = {  # in processes of their own; not in the help
+    "competent": lambda: print_cases(partial(sequences_per_second, "competent")),
+    "template": lambda: print_cases(partial(sequences_per_second, "template"), ["lstm"]),
+    "limit": lambda: print_cases(limit_sequences_per_second),
+    "parts": print_parts,
+    "denormals": print_denormals,
 }
 
 
 def main() -> None:
-    slots = os.cpu_count()
+    slots = len(os.sched_getaffinity(0))
     tables: dict[str, Callable[[], None]] = {
         "throughput": lambda: throughput(slots),
-        "ceiling": ceiling,
+        "step": step,
         "vanishing": vanishing,
-        "scheduling": lambda: scheduling(slots),
+        "overhead": lambda: overhead(slots),
     }
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("table", nargs="?", metavar="TABLE", help=f"{', '.join(tables)} (all)")
     table = parser.parse_args().table
-    measurement, _, length = (table or "").partition(":")
-    if measurement in MEASUREMENTS:
-        MEASUREMENTS[measurement](int(length))
+    if table in MEASUREMENTS:
+        MEASUREMENTS[table]()
         return
     if table and table not in tables:
         parser.error(f"{table}: not one of {', '.join(tables)}")

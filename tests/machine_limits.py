@@ -1,0 +1,85 @@
+"""The limits of this machine, its fastest matrix product and its memory, and what a step does."""
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+
+def best_rate(work: Callable[[], object], amount: float, repeats: int = 5) -> float:
+    """Returns `amount` per second of the fastest of several repetitions."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return amount / min(seconds)
+
+
+def repeated(work: Callable[[], object], times: int) -> Callable[[], None]:
+    def repeat() -> None:
+        for _ in range(times):
+            work()
+
+    return repeat
+
+
+def product_seconds(rows: int, inner: int, columns: int, cached: bool = True) -> float:
+    """Returns the time of the fastest product that torch has: `@`, or that of oneDNN.
+
+    Args:
+        cached: with operands that are in the processor's cache, otherwise in memory.
+    """
+    left, right = torch.randn(rows, inner), torch.randn(inner, columns)
+    left_mkldnn, right_mkldnn = left.to_mkldnn(), right.T.contiguous().to_mkldnn()
+    works: tuple[Callable[[], object], ...] = (
+        lambda: left @ right,
+        lambda: torch.ops.aten.mkldnn_linear(left_mkldnn, right_mkldnn),
+    )
+    if not cached:
+        return min(map(uncached_seconds, works))
+    repeats = max(1, int(2e9 / (2 * rows * inner * columns)))  # a hundredth of a second
+    return 1 / max(best_rate(repeated(work, repeats), repeats, 10) for work in works)
+
+
+def uncached_seconds(work: Callable[[], object], repeats: int = 10) -> float:
+    """Returns the median time of work whose data are not in the processor's cache."""
+    other, seconds = torch.empty(50_000_000), []  # 200 MB
+    for _ in range(repeats):
+        other.zero_()
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return median(seconds)
+
+
+def adam_seconds(network: nn.Module) -> float:
+    """Returns the time of Adam's memory traffic at the speed of a copy of the parameters."""
+    size = sum(parameter.numel() for parameter in network.parameters())
+    source, target = torch.randn(size), torch.empty(size)
+    repeats = max(1, int(1e7 / size))
+    copies = best_rate(repeated(lambda: target.copy_(source), repeats), repeats, 10)
+    # Adam reads parameter, gradient and two moments, and writes all but the gradient. A copy reads
+    # once and writes once.
+    return 7 / 2 / copies
+
+
+def time_shares(work: Callable[[], object], groups: dict[str, tuple[str, ...]]) -> list[str]:
+    """Returns the percentage of time in each group of operations, and in the rest.
+
+    Args:
+        groups: the names of the operations, as torch's profiler has them.
+    """
+    work()
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        work()
+    times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    shares = [sum(times.get(name, 0) for name in names) for names in groups.values()]
+    shares.append(sum(times.values()) - sum(shares))
+    return [f"{share / sum(times.values()):.0%}" for share in shares]
+
+
+ADAM = ("aten::_fused_adam_", "Optimizer.step#Adam.step")  # groups of operations
