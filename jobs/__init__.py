@@ -7,6 +7,9 @@ RAY_VARIABLES = {
     # Of a Ray that the job starts: by default its workers yield to any other process, and a worker
     # that shares its core with one gets 3 % of it.
     "RAY_worker_niceness": "0",
+    # How often the controller of Ray Train takes a report from its workers, one at a time, which
+    # block until it has: every 2 s by default, so that no epoch would be faster.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # The rest turns off messages that a user cannot act on, or that the job reports in one line.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a warning about a future default
     "RAY_COLOR_PREFIX": "0",  # color codes in messages about lost nodes, even in files

@@ -3,7 +3,7 @@
   python tests/bench_scale.py scale.csv              seven minutes
   python tests/bench_scale.py scale.csv --estimate   from an existing file
   python tests/bench_scale.py scale.csv --estimate --trials 10000
-  python tests/bench_scale.py --resume               six minutes
+  python tests/bench_scale.py --resume               two minutes
 
 The measured trials sleep instead of training, and report and save like those of
 the sweep: five epochs, with a checkpoint of an LSTM each. So eight concurrent
