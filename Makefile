@@ -31,14 +31,15 @@ COLUMNS := cell,init,optimizer,grad_clip,length,seed,epoch,train_loss,val_loss,v
 
 results: .venv/installed
 	$(BIN)/python jobs/sweep.py $(FIGURES) --preset figures-adam --name figures-adam
-	$(BIN)/python jobs/sweep.py $(FIGURES) --cells lstm,rnn --lengths 5,10,15,20 --name rmsprop
+	$(BIN)/python jobs/sweep.py $(FIGURES) --name figures-rmsprop
 	$(BIN)/python jobs/gan.py --storage "$(RESULTS)" --name gan-report
-	$(BIN)/python analysis/sweep.py "$(RESULTS)/figures-adam" --out docs/results
-	$(BIN)/python analysis/sweep.py "$(RESULTS)/rmsprop" --out docs/results/rmsprop
-	$(BIN)/python analysis/trials.py "$(RESULTS)/figures-adam" "$(RESULTS)/rmsprop" --epochs \
+	$(BIN)/python analysis/sweep.py "$(RESULTS)/figures-adam" --out docs/results/adam
+	$(BIN)/python analysis/sweep.py "$(RESULTS)/figures-rmsprop" --out docs/results/rmsprop
+	$(BIN)/python analysis/compare.py "$(RESULTS)/figures-rmsprop" "$(RESULTS)/figures-adam" --out docs/results
+	$(BIN)/python analysis/trials.py "$(RESULTS)/figures-adam" "$(RESULTS)/figures-rmsprop" --epochs \
 	  --columns $(COLUMNS) --csv docs/results/epochs.csv.gz
 	$(BIN)/python analysis/gan.py "$(RESULTS)/gan-report" --out docs/gan
-	$(BIN)/python analysis/report.py "$(RESULTS)/figures-adam" "$(RESULTS)/rmsprop" "$(RESULTS)/gan-report" \
+	$(BIN)/python analysis/report.py "$(RESULTS)/figures-rmsprop" "$(RESULTS)/figures-adam" "$(RESULTS)/gan-report" \
 	  --out "$(RESULTS)/report.html"
 
 lint: .venv/installed
