@@ -7,8 +7,8 @@ RAY_VARIABLES = {
     # Of a Ray that the job starts: by default its workers yield to any other process, and a worker
     # that shares its core with one gets 3 % of it.
     "RAY_worker_niceness": "0",
-    # How often the controller of Ray Train takes a report from its workers, one at a time, which
-    # block until it has: every 2 s by default, so that no epoch would be faster.
+    # Seconds between two polls of Ray Train's controller. A worker that reports waits for the next
+    # one: with the default of 2 s, no epoch would be shorter than about that.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # The rest turns off messages that a user cannot act on, or that the job reports in one line.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a warning about a future default

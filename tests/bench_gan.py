@@ -257,7 +257,7 @@ def run_in_new_process(side: str, batch_size: int) -> str:
     environment = os.environ | ({} if side == "script" else WORKER_ENVIRONMENT)
     command = [sys.executable, __file__, f"{side}:{batch_size}"]
     return subprocess.run(
-        command, env=environment, check=True, capture_output=True, text=True
+        command, env=environment, check=True, stdout=subprocess.PIPE, text=True
     ).stdout
 
 

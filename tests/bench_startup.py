@@ -15,15 +15,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import processes
-
-from analysis.results import read_trials
-
 STAGES = ("imports", "Ray", "workers", "the end, after the last epoch")
 
 
 def job_seconds(script: str, *flags: object) -> list[float]:
     """Returns the seconds of each stage of a job that trains for one epoch."""
+    import processes  # not in the bare scripts, nor what it imports
+
+    from analysis.results import read_trials
+
     job = script.removesuffix(".py").replace("/", ".")
     start = time.time()
     subprocess.run([sys.executable, "-c", f"import {job}"], cwd=processes.REPO, check=True)
@@ -37,6 +37,7 @@ def job_seconds(script: str, *flags: object) -> list[float]:
             ray_started = time.time()
             process.stdout.read()
         end = time.time()
+        assert process.returncode == 0
         (trial,) = read_trials(f"{folder}/run")
     (row,) = trial.rows
     first_epoch = row["epoch_end_time"] - row["epoch_seconds"]

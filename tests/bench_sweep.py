@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from statistics import median
 from types import MappingProxyType
@@ -41,7 +42,7 @@ from models.recurrent_training import train_epoch
 from models.tasks import TASKS
 
 ROUNDS = 3
-# Lengths, and palindromes of a trial: an epoch then takes seconds.
+# Lengths, and palindromes of a trial: an epoch then takes half a second to seconds.
 SWEEPS = (((3, 6, 12), 60_000), ((24, 35, 100), 15_000))
 CASES = [(cell, length) for cell in RNN_CLASSES for lengths, _ in SWEEPS for length in lengths]
 
@@ -63,30 +64,32 @@ def throughput(slots: int) -> None:
     The sweep runs through Ray; its time includes evaluation, checkpoints and reports. The scripts
     only train.
     """
-    templates, scripts, sweeps, trainings = [], [], [], []
+    templates, scripts, copies, sweeps, trainings = [], [], [], [], []
     for _ in range(ROUNDS):
         templates.append(measure_cases("template"))
         scripts.append(measure_cases("competent"))
+        copies.append(measure_copies(slots))
         trials = [trial for sweep in SWEEPS for trial in run_sweep(*sweep, slots)]
         sweeps.append(sum_by_case(trials, sequences_per_second_of))
         trainings.append(sum_by_case(trials, lambda trial: trial.rows[-1]["sequences_per_second"]))
     limits = measure_cases("limit", WORKER_ENVIRONMENT)
     print(
-        "| cell | length | course template | competent script (best) | sweep | sweep / template "
-        "| sweep / script (best) | training / limit |\n"
-        "| --- | --- | --- | --- | --- | --- | --- | --- |"
+        "| cell | length | course template | competent script (best) | a copy for each core "
+        "| sweep | sweep / template | sweep / script (best) | sweep / copies | training / limit |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     )
     for case in CASES:
         cell, length = case
-        template, script, sweep, training = (
+        template, script, several, sweep, training = (
             median([measured.get(case, 0) for measured in side])
-            for side in (templates, scripts, sweeps, trainings)
+            for side in (templates, scripts, copies, sweeps, trainings)
         )
         best = max(measured[case] for measured in scripts)
         texts = (f"{template:,.0f}", f"{sweep / template:.1f}") if template else ("", "")
         print(
             f"| {cell.upper()} | {length} | {texts[0]} | {script:,.0f} ({best:,.0f}) "
-            f"| {sweep:,.0f} | {texts[1]} | {sweep / script:.2f} ({sweep / best:.2f}) "
+            f"| {several:,.0f} | {sweep:,.0f} | {texts[1]} "
+            f"| {sweep / script:.2f} ({sweep / best:.2f}) | {sweep / several:.2f} "
             f"| {training / (slots * limits[case]):.0%} |",
             flush=True,
         )
@@ -98,6 +101,17 @@ def measure_cases(
     """Returns a number of sequences per second by cell and length, measured in a new process."""
     rows = map(str.split, run_in_new_process(measurement, variables).splitlines())
     return {(cell, int(length)): float(speed) for cell, length, speed in rows}
+
+
+def measure_copies(count: int) -> dict[tuple[str, int], float]:
+    """Returns the sum of copies of the competent script, of one thread each, side by side."""
+    with ThreadPoolExecutor() as threads:
+        futures = [
+            threads.submit(measure_cases, "competent", {"OMP_NUM_THREADS": "1"})
+            for _ in range(count)
+        ]
+        copies = [future.result() for future in futures]
+    return {case: sum(copy[case] for copy in copies) for case in CASES}
 
 
 def run_sweep(lengths: tuple[int, ...], num_sequences: int, slots: int) -> list[Trial]:
@@ -209,7 +223,7 @@ def run_in_new_process(measurement: str, variables: Mapping[str, str]) -> str:
     """Runs one of MEASUREMENTS in an environment with additional variables."""
     command = [sys.executable, __file__, measurement]
     return subprocess.run(
-        command, env=os.environ | variables, check=True, capture_output=True, text=True
+        command, env=os.environ | variables, check=True, stdout=subprocess.PIPE, text=True
     ).stdout
 
 

@@ -2,7 +2,7 @@
 
   python tests/bench_variants.py
 
-Prints a Markdown table: milliseconds of a training step. Takes three minutes;
+Prints a Markdown table: milliseconds of a training step. Takes two minutes;
 torch.compile needs a C++ compiler. Run nothing else at the same time.
 """
 
