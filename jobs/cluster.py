@@ -29,7 +29,7 @@ LISTEN = "0A"  # a socket's state in /proc/net/tcp
 # only to programs that ask. cuBLAS is deterministic only with a workspace of fixed size. And
 # threads of OpenMP spin at a barrier for milliseconds, also on the core that the last one needs:
 # beside a busy process, a GAN with two threads is 2.6 times as fast if they spin 2,000 times, then
-# sleep.
+# sleep. What the user has set stays.
 WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
@@ -122,7 +122,8 @@ def _check_temp_dir() -> None:
 
 def runtime_env() -> dict[str, Any]:
     """Returns the runtime environment of every process that Ray starts for the job."""
-    environment: dict[str, Any] = {"env_vars": WORKER_ENVIRONMENT}
+    variables = {name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()}
+    environment: dict[str, Any] = {"env_vars": variables}
     quoted = shlex.quote(sys.executable)
     if quoted != sys.executable:  # Ray passes it to a shell unquoted, then waits for workers
         environment["py_executable"] = quoted

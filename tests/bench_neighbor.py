@@ -1,6 +1,7 @@
 """Measures both jobs beside a busy process, as on a laptop with a browser open.
 
-  python tests/bench_neighbor.py
+  python tests/bench_neighbor.py       all three jobs, as in `make bench`
+  python tests/bench_neighbor.py gan   one of them
 
 Prints a Markdown table: each job alone, then beside one process that never
 waits, in turns. Run nothing else at the same time.
@@ -42,19 +43,21 @@ def gan_images_per_second(workers: int, threads: int) -> float:
     return run.rows[1]["images_per_second"]
 
 
-JOBS: dict[str, Callable[[], float]] = {
-    "sweep, two trials of one thread (sequences/s)": sweep_sequences_per_second,
-    "GAN, one worker of two threads (images/s)": lambda: gan_images_per_second(1, 2),
-    "GAN, two workers of one thread (images/s)": lambda: gan_images_per_second(2, 1),
+JOBS: dict[str, tuple[str, Callable[[], float]]] = {
+    "sweep": ("sweep, two trials of one thread (sequences/s)", sweep_sequences_per_second),
+    "gan": ("GAN, one worker of two threads (images/s)", lambda: gan_images_per_second(1, 2)),
+    "workers": ("GAN, two workers of one thread (images/s)", lambda: gan_images_per_second(2, 1)),
 }
 
 
 def main() -> None:
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    )
+    parser.add_argument("job", nargs="?", choices=JOBS, help=f"{', '.join(JOBS)} (all)")
+    only = parser.parse_args().job
     print("| job | alone | beside one busy process | fraction |\n| --- | --- | --- | --- |")
-    for name, measure in JOBS.items():
+    for name, measure in [JOBS[only]] if only else JOBS.values():
         alone, beside = [], []
         for _ in range(ROUNDS):
             for speeds, neighbor in ((alone, nullcontext()), (beside, busy_process())):

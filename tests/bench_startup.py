@@ -3,7 +3,8 @@
   python tests/bench_startup.py
 
 Prints a Markdown table: seconds of each stage, beside a bare script of Ray and
-torch that trains nothing. Run nothing else at the same time, no other Ray either.
+torch that trains nothing; medians of rounds in which they alternate. Run
+nothing else at the same time, no other Ray either.
 """
 
 import argparse
@@ -13,8 +14,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+ROUNDS = 3
 STAGES = ("imports", "Ray", "workers", "the end, after the last epoch")
 
 
@@ -127,10 +130,18 @@ def main() -> None:
     if script := parser.parse_args().script:
         BARE_SCRIPTS[script]()
         return
-    columns: list[list[float]] = []
-    for name, job in JOBS.items():
-        for measure, arguments in ((job_seconds, job), (bare_seconds, (name,))):
-            columns.append(measure(*arguments))
+    rounds = [
+        [
+            seconds
+            for name, job in JOBS.items()
+            for seconds in (job_seconds(*job), bare_seconds(name))
+        ]
+        for _ in range(ROUNDS)
+    ]
+    columns = [
+        [median(seconds) for seconds in zip(*stages_of_rounds, strict=True)]
+        for stages_of_rounds in zip(*rounds, strict=True)
+    ]
     print(
         "| stage (s) | sweep | bare script | GAN | bare script |\n| --- | --- | --- | --- | --- |"
     )

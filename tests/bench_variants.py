@@ -1,23 +1,32 @@
-"""Measures what torch.compile and bfloat16 would give to a training step of each job.
+"""Measures the training of each job under other settings.
 
   python tests/bench_variants.py
 
-Prints a Markdown table: milliseconds of a training step. Takes two minutes;
-torch.compile needs a C++ compiler. Run nothing else at the same time.
+Prints three Markdown tables: what torch.compile and bfloat16 would give, what
+the variables for glibc give, and what more frequent polls of Ray Train give.
+Takes five minutes; torch.compile needs a C++ compiler. Run nothing else at the
+same time.
 """
 
 import argparse
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
+from statistics import median
+from unittest.mock import patch
 
 import torch
+from machine_limits import best_rate
+from mnist_files import mnist_subset
+from processes import run_job
 
-from jobs import machine
+from jobs import RAY_VARIABLES, machine
 from jobs.cluster import WORKER_ENVIRONMENT
 from models import gan, image_data
 from models.palindromes import palindromes
@@ -27,6 +36,7 @@ from models.tasks import TASKS
 
 STEPS, ROUNDS = 20, 15
 LENGTH, HIDDEN_SIZE, BATCH_SIZE = 24, 128, 128
+GLIBC_LENGTHS, GLIBC_ROUNDS = (12, 24, 35, 100), 3
 LATENT_DIM = 100
 GAN_BATCH_SIZES = (64, 256)
 
@@ -39,10 +49,18 @@ VARIANTS: dict[str, tuple[bool, Callable[[], AbstractContextManager]]] = {
 }
 
 
-def cell_step(cell: str, compiled: bool) -> Callable[[], object]:
-    network = build(cell, HIDDEN_SIZE, "uniform", seed=0, length=LENGTH)
+# The defaults return memory to the kernel at each step, which clears it for the next one.
+ENVIRONMENTS: dict[str, dict[str, str]] = {
+    "as it is": WORKER_ENVIRONMENT,
+    "without huge pages": {k: v for k, v in WORKER_ENVIRONMENT.items() if k != "GLIBC_TUNABLES"},
+    "defaults of glibc": {},
+}
+
+
+def cell_step(cell: str, compiled: bool, length: int = LENGTH) -> Callable[[], object]:
+    network = build(cell, HIDDEN_SIZE, "uniform", seed=0, length=length)
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
-    data = palindromes(0, LENGTH, 10_000).train
+    data = palindromes(0, length, 10_000).train
     perm = torch.randperm(len(data))[: STEPS * BATCH_SIZE]
     module = torch.compile(network) if compiled else network
     return lambda: train_epoch(module, optimizer, TASKS["palindrome"], data, perm, BATCH_SIZE)
@@ -88,18 +106,65 @@ def cases() -> dict[str, Callable[[str], None]]:
     }
 
 
+def print_step_seconds(length: int) -> None:
+    machine.configure_torch(num_threads=1)
+    print(1 / best_rate(cell_step("lstm", compiled=False, length=length), STEPS))
+
+
+def glibc() -> None:
+    """Prints the best of rounds in which the environments alternate."""
+    print(f"\n| LSTM, step (ms) | {' | '.join(ENVIRONMENTS)} |\n| --- | --- | --- | --- |")
+    for length in GLIBC_LENGTHS:
+        best = dict.fromkeys(ENVIRONMENTS, float("inf"))
+        for _ in range(GLIBC_ROUNDS):
+            for name, environment in ENVIRONMENTS.items():
+                seconds = float(run_in_new_process(f"glibc:{length}", environment))
+                best[name] = min(best[name], seconds)
+        times = " | ".join(f"{1000 * seconds:.2f}" for seconds in best.values())
+        print(f"| {length} digits | {times} |", flush=True)
+
+
+def polling() -> None:
+    """Prints the time of an epoch of ten steps of the GAN, reports and checkpoints included."""
+    print("\n| interval between polls (s) | training (s) | epoch (s) |\n| --- | --- | --- |")
+    variable = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+    with tempfile.TemporaryDirectory() as folder:
+        data = mnist_subset(Path(folder, "mnist"), train=10 * GAN_BATCH_SIZES[1], test=1000)
+        for interval in ("2", RAY_VARIABLES[variable]):
+            flags = ["--data", data, "--epochs", 12, "--eval-every", 12]
+            with patch.dict(os.environ, {variable: interval}):  # the driver reads it
+                (run,) = run_job("jobs/gan.py", *flags)
+            rows = run.rows[:-1]  # the last epoch has an evaluation
+            ends = [row["epoch_end_time"] for row in rows]
+            epoch = (ends[-1] - ends[0]) / (len(ends) - 1)
+            training = median(row["train_seconds"] for row in rows)
+            print(f"| {interval} | {training:.2f} | {epoch:.2f} |", flush=True)
+
+
+def run_in_new_process(case: str, environment: dict[str, str]) -> str:
+    command = [sys.executable, __file__, case]
+    return subprocess.run(
+        command, env=os.environ | environment, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("case", nargs="?", help=argparse.SUPPRESS)
-    if case := parser.parse_args().case:
+    case = parser.parse_args().case or ""
+    if case.startswith("glibc:"):
+        print_step_seconds(int(case.removeprefix("glibc:")))
+        return
+    if case:
         cases()[case](case)
         return
-    print(f"| step (ms) | {' | '.join(VARIANTS)} |\n| --- | --- | --- | --- | --- |", flush=True)
-    for case in cases():  # each in a process of its own
-        command = [sys.executable, __file__, case]
-        subprocess.run(command, env=os.environ | WORKER_ENVIRONMENT, check=True)
+    print(f"| step (ms) | {' | '.join(VARIANTS)} |\n| --- | --- | --- | --- | --- |")
+    for case in cases():
+        print(run_in_new_process(case, WORKER_ENVIRONMENT), end="", flush=True)
+    glibc()
+    polling()
 
 
 if __name__ == "__main__":

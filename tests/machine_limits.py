@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from statistics import median
 
 import torch
 from torch import nn
@@ -27,33 +26,16 @@ def repeated(work: Callable[[], object], times: int) -> Callable[[], None]:
     return repeat
 
 
-def product_seconds(rows: int, inner: int, columns: int, cached: bool = True) -> float:
-    """Returns the time of the fastest product that torch has: `@`, or that of oneDNN.
-
-    Args:
-        cached: with operands that are in the processor's cache, otherwise in memory.
-    """
+def product_seconds(rows: int, inner: int, columns: int) -> float:
+    """Returns the time of the fastest product that torch has: `@`, or that of oneDNN."""
     left, right = torch.randn(rows, inner), torch.randn(inner, columns)
     left_mkldnn, right_mkldnn = left.to_mkldnn(), right.T.contiguous().to_mkldnn()
     works: tuple[Callable[[], object], ...] = (
         lambda: left @ right,
         lambda: torch.ops.aten.mkldnn_linear(left_mkldnn, right_mkldnn),
     )
-    if not cached:
-        return min(map(uncached_seconds, works))
     repeats = max(1, int(2e9 / (2 * rows * inner * columns)))  # a hundredth of a second
     return 1 / max(best_rate(repeated(work, repeats), repeats, 10) for work in works)
-
-
-def uncached_seconds(work: Callable[[], object], repeats: int = 10) -> float:
-    """Returns the median time of work whose data are not in the processor's cache."""
-    other, seconds = torch.empty(50_000_000), []  # 200 MB
-    for _ in range(repeats):
-        other.zero_()
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return median(seconds)
 
 
 def adam_seconds(network: nn.Module) -> float:

@@ -24,8 +24,9 @@ IGNORE_PYCACHE = shutil.ignore_patterns("__pycache__")  # other processes write 
 FORWARDED_MESSAGE = re.compile(r"^(?:\x1b\[\d+m)*\(.*", re.MULTILINE)
 
 # Importing the jobs has set these here; scripts that tests start must set them themselves.
-for name in RAY_VARIABLES:
-    os.environ.pop(name, None)
+for name, value in RAY_VARIABLES.items():
+    if os.environ.get(name) == value:
+        del os.environ[name]
 
 
 def script_command(script: str, *arguments: object) -> list[str]:

@@ -61,6 +61,14 @@ def test_local_ray_that_was_killed_is_replaced(monkeypatch, tmp_path, capsys):
     assert "127.0.0.1:1 has ended" in capsys.readouterr().out
 
 
+def test_variables_of_the_user_stay(monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
+    variables = cluster.runtime_env()["env_vars"]
+    changes = {item for item in variables.items() if item not in cluster.WORKER_ENVIRONMENT.items()}
+    assert changes == {("GLIBC_TUNABLES", "glibc.malloc.check=1")}
+    assert variables.keys() == cluster.WORKER_ENVIRONMENT.keys()
+
+
 @contextmanager
 def listening_process(uid: int) -> Iterator[str]:
     """Yields an address where a process of another user listens, as far as a driver sees it."""
