@@ -89,7 +89,6 @@ bench: .venv/installed
 	$(BIN)/python tests/bench_sweep.py
 	$(BIN)/python tests/bench_gan.py
 	$(BIN)/python tests/bench_neighbor.py
-	$(BIN)/python tests/bench_startup.py
 
 soak: .venv/installed test-tools
 	$(BIN)/python tests/soak.py

@@ -82,8 +82,8 @@ def template_batches(length: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]
         yield from DataLoader(TemplateDataset(length), batch_size=BATCH_SIZE, shuffle=True)
 
 
-def sequences_per_second(script: str, cell: str, length: int, seconds: float = 2) -> float:
-    """Trains as a script does for some seconds, with torch's default threads."""
+def sequences_per_second(script: str, cell: str, length: int, seconds: float = 1) -> float:
+    """Trains as a script does for a second or more, with torch's default threads."""
     if script == "competent":
         model, batches = CompetentNetwork(cell), competent_batches(length)
     else:

@@ -1,11 +1,12 @@
 """Measures the speed of the GAN's training and prints Markdown tables.
 
-  python tests/bench_gan.py             all three tables, as in `make bench`
+  python tests/bench_gan.py             throughput and step, as in `make bench`
   python tests/bench_gan.py workers     one table
 
 throughput: compared with the usual public script (tests/public_gan.py), with
             the same script on images in memory, and with the limits of the machine
 step:       what takes the time of a training step
+products:   the matrix products of a step, with each kind that torch has
 workers:    two workers of one thread, compared with one worker of two threads
             and with DistributedDataParallel
 
@@ -19,15 +20,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from machine_limits import ADAM, adam_seconds, product_seconds, time_shares
+from machine_limits import ADAM, PRODUCTS, adam_seconds, product_seconds, time_shares
+from mnist_files import mnist_subset
 from processes import run_job
 from public_gan import PublicGAN
 from torch import Tensor, multiprocessing, nn
@@ -40,10 +41,12 @@ from torchvision.datasets import MNIST
 from jobs.cluster import WORKER_ENVIRONMENT
 from models import distributed, gan, image_data
 
-# A script and the workers are timed in windows, of which the best one counts: other load on the
-# host only slows a window down, by up to a half.
 ROUNDS = 3
-WINDOWS = 4
+WARMUP_IMAGES = 5_120
+JOB_IMAGES = 20_480
+# The workers are timed in windows, of which the best one counts: other load on the host only slows
+# a window down, by up to a half.
+WINDOWS = 3
 WINDOW_IMAGES = 10_240
 LATENT_DIM = 100
 BETAS = (0.5, 0.999)
@@ -52,7 +55,7 @@ WORKERS_BATCH_SIZE = 512
 
 
 def script_images_per_second(batch_size: int) -> float:
-    """Trains as the usual public script does, with torch's default threads; the best window."""
+    """Trains as the usual public script does, with torch's default threads."""
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder, "MNIST", "raw")
         raw.mkdir(parents=True)
@@ -60,25 +63,26 @@ def script_images_per_second(batch_size: int) -> float:
             (raw / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
         transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(0.5, 0.5)])
         loader = DataLoader(MNIST(folder, transform=transform), batch_size, shuffle=True)
-        return best_window((images.flatten(1) for images, _ in loader), batch_size)
+        return script_speed(images.flatten(1) for images, _ in loader)
 
 
 def in_memory_images_per_second(batch_size: int) -> float:
-    """Trains the networks of the public script on images that are in memory; the best window."""
+    """Trains the networks of the public script on images that are in memory."""
     images = image_data.normalize(image_data.load().train.images)
     order = torch.randperm(len(images)).split(batch_size)
-    return best_window((images[batch] for batch in order), batch_size)
+    return script_speed(images[batch] for batch in order)
 
 
-def best_window(batches: Iterator[Tensor], batch_size: int) -> float:
-    model, times = PublicGAN(), []
-    for step, images in enumerate(batches):
-        if step % (WINDOW_IMAGES // batch_size) == 0:
-            times.append(time.perf_counter())
-            if len(times) > WINDOWS + 1:  # the first window is warmup
-                break
+def script_speed(batches: Iterator[Tensor]) -> float:
+    """Returns images per second, of as many images as an epoch of the job has."""
+    model, start, trained = PublicGAN(), 0.0, -WARMUP_IMAGES
+    while trained < JOB_IMAGES:
+        if trained >= 0 and not start:
+            start, trained = time.perf_counter(), 0
+        images = next(batches)
         model.step(images)
-    return WINDOW_IMAGES / min(end - start for start, end in pairwise(times[1:]))
+        trained += len(images)
+    return trained / (time.perf_counter() - start)
 
 
 def limit_images_per_second(batch_size: int) -> float:
@@ -87,20 +91,27 @@ def limit_images_per_second(batch_size: int) -> float:
     Counted are the matrix products of a step (15.9 MFLOP for each image), and the memory traffic
     of Adam at the speed of a copy.
     """
-    pass_seconds = partial(products_of_pass, batch_size=batch_size)
+    adam = adam_seconds(gan.Generator(LATENT_DIM)) + adam_seconds(gan.Discriminator())
+    return batch_size / (products_of_step(batch_size) + adam)
+
+
+def products_of_step(batch_size: int, products: Sequence[str] = PRODUCTS) -> float:
+    """Returns the seconds of the matrix products of a step, of the fastest kind or of some."""
+    pass_seconds = partial(products_of_pass, batch_size=batch_size, products=products)
     generator, discriminator = gan.Generator(LATENT_DIM), gan.Discriminator()
-    step = adam_seconds(generator) + adam_seconds(discriminator)
     # G's step: through G, and D on its images; then back through both, to G's weights.
     # D's step: D on real and generated images; then back to D's weights.
-    step += pass_seconds(generator, weights=True)
-    step += pass_seconds(discriminator, to_inputs=True)
-    step += pass_seconds(discriminator, batch_size=2 * batch_size, weights=True)
-    return batch_size / step
+    return (
+        pass_seconds(generator, weights=True)
+        + pass_seconds(discriminator, to_inputs=True)
+        + pass_seconds(discriminator, batch_size=2 * batch_size, weights=True)
+    )
 
 
 def products_of_pass(
     network: nn.Sequential,
     batch_size: int,
+    products: Sequence[str],
     weights: bool = False,
     to_inputs: bool = False,
 ) -> float:
@@ -113,19 +124,26 @@ def products_of_pass(
     seconds = 0.0
     for number, layer in enumerate(layer for layer in network if isinstance(layer, nn.Linear)):
         inputs, outputs = layer.in_features, layer.out_features
-        seconds += product_seconds(batch_size, inputs, outputs)
+        seconds += product_seconds(batch_size, inputs, outputs, products)
         if weights:
-            seconds += product_seconds(outputs, batch_size, inputs)
+            seconds += product_seconds(outputs, batch_size, inputs, products)
         if number or to_inputs:
-            seconds += product_seconds(batch_size, outputs, inputs)
+            seconds += product_seconds(batch_size, outputs, inputs, products)
     return seconds
 
 
 def throughput() -> None:
-    """Prints medians of rounds in which all sides alternate, and each script's best.
+    """Prints medians of rounds in which all sides alternate, and each script's best round.
 
     The job runs through Ray, with reports and checkpoints, without evaluation of image quality.
+    Its epochs are a third as long as MNIST's.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        data = mnist_subset(Path(folder, "mnist"), train=JOB_IMAGES, test=1000)
+        compare_throughput(data)
+
+
+def compare_throughput(data: Path) -> None:
     print(
         "| batch size | public script (best) | on images in memory (best) | job "
         "| job / script (best) | job / in memory (best) | training / limit |\n"
@@ -137,12 +155,11 @@ def throughput() -> None:
             for side, speeds in (("script", scripts), ("memory", in_memory), ("limit", limits)):
                 speeds.append(float(run_in_new_process(side, batch_size)))
             flags = ["--batch-size", batch_size, "--epochs", 2, "--eval-every", 2]
-            (run,) = run_job("jobs/gan.py", *flags)
-            images = 60_000 // batch_size * batch_size
+            (run,) = run_job("jobs/gan.py", *flags, "--data", data)
             first, second = run.rows
             evaluation = second["epoch_seconds"] - second["train_seconds"]
             seconds = second["epoch_end_time"] - first["epoch_end_time"] - evaluation
-            jobs.append(images / seconds)
+            jobs.append(JOB_IMAGES / seconds)
             trainings.append(second["images_per_second"])
         job, sides = median(jobs), (scripts, in_memory)
         speeds = " | ".join(f"{median(side):,.0f} ({max(side):,.0f})" for side in sides)
@@ -171,6 +188,18 @@ def print_parts(batch_size: int) -> None:
     model = gan.GAN(LATENT_DIM, 0, 0.0002, BETAS)
     shares = time_shares(lambda: gan.train_epoch(model, images, 0, 1, batch_size), STEP_PARTS)
     print(f"| {batch_size} | {' | '.join(shares)} |")
+
+
+def products() -> None:
+    """Prints milliseconds of the matrix products of a step, with each of torch's."""
+    print(f"| batch size | {' | '.join(PRODUCTS)} |\n| --- | --- | --- | --- |")
+    for batch_size in BATCH_SIZES:
+        print(run_in_new_process("kinds", batch_size), end="", flush=True)
+
+
+def print_products(batch_size: int) -> None:
+    times = " | ".join(f"{1000 * products_of_step(batch_size, [p]):.2f}" for p in PRODUCTS)
+    print(f"| {batch_size} | {times} |")
 
 
 class DDPGAN(gan.GAN):
@@ -269,10 +298,12 @@ def run_in_new_process(side: str, batch_size: int) -> str:
 TABLES: dict[str, Callable[[], None]] = {
     "throughput": throughput,
     "step": step,
+    "products": products,
     "workers": workers,
 }
 SIDES: dict[str, Callable[[int], None]] = {  # in processes of their own; not in the help
     "parts": print_parts,
+    "kinds": print_products,
     "script": lambda batch_size: print(script_images_per_second(batch_size)),
     "memory": lambda batch_size: print(in_memory_images_per_second(batch_size)),
     "limit": lambda batch_size: print(limit_images_per_second(batch_size)),
@@ -283,7 +314,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("table", nargs="?", metavar="TABLE", help=f"{', '.join(TABLES)} (all)")
+    parser.add_argument(
+        "table", nargs="?", metavar="TABLE", help=f"{', '.join(TABLES)} (the first two)"
+    )
     table = parser.parse_args().table
     side, _, batch_size = (table or "").partition(":")
     if side in SIDES:
@@ -291,7 +324,7 @@ def main() -> None:
         return
     if table and table not in TABLES:
         parser.error(f"{table}: not one of {', '.join(TABLES)}")
-    for name in [table] if table else TABLES:
+    for name in [table] if table else list(TABLES)[:2]:
         print(f"\n{name}, {os.cpu_count()} cores\n", flush=True)
         TABLES[name]()
 

@@ -10,10 +10,13 @@ waits, in turns. Run nothing else at the same time.
 import argparse
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from statistics import median
 
+from mnist_files import mnist_subset
 from processes import run_job
 
 ROUNDS = 2
@@ -38,8 +41,10 @@ def sweep_sequences_per_second() -> float:
 
 def gan_images_per_second(workers: int, threads: int) -> float:
     """The training of the second epoch."""
-    flags = ["--workers", workers, "--cpus-per-worker", threads]
-    (run,) = run_job("jobs/gan.py", "--epochs", 2, "--eval-every", 2, *flags)
+    flags = ["--workers", workers, "--cpus-per-worker", threads, "--epochs", 2, "--eval-every", 2]
+    with tempfile.TemporaryDirectory() as folder:
+        data = mnist_subset(Path(folder, "mnist"), train=20_480, test=1000)
+        (run,) = run_job("jobs/gan.py", *flags, "--data", data)
     return run.rows[1]["images_per_second"]
 
 

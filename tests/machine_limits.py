@@ -1,7 +1,7 @@
 """The limits of this machine, its fastest matrix product and its memory, and what a step does."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -26,16 +26,24 @@ def repeated(work: Callable[[], object], times: int) -> Callable[[], None]:
     return repeat
 
 
-def product_seconds(rows: int, inner: int, columns: int) -> float:
-    """Returns the time of the fastest product that torch has: `@`, or that of oneDNN."""
+PRODUCTS = ("@", "nn.Linear", "oneDNN")
+
+
+def product_seconds(
+    rows: int, inner: int, columns: int, products: Sequence[str] = PRODUCTS
+) -> float:
+    """Returns the time of the fastest matrix product that torch has, or of some of them."""
     left, right = torch.randn(rows, inner), torch.randn(inner, columns)
-    left_mkldnn, right_mkldnn = left.to_mkldnn(), right.T.contiguous().to_mkldnn()
-    works: tuple[Callable[[], object], ...] = (
-        lambda: left @ right,
-        lambda: torch.ops.aten.mkldnn_linear(left_mkldnn, right_mkldnn),
-    )
-    repeats = max(1, int(2e9 / (2 * rows * inner * columns)))  # a hundredth of a second
-    return 1 / max(best_rate(repeated(work, repeats), repeats, 10) for work in works)
+    weight = right.T.contiguous()
+    left_mkldnn, weight_mkldnn = left.to_mkldnn(), weight.to_mkldnn()
+    works: dict[str, Callable[[], object]] = {
+        "@": lambda: left @ right,
+        "nn.Linear": lambda: nn.functional.linear(left, weight),
+        "oneDNN": lambda: torch.ops.aten.mkldnn_linear(left_mkldnn, weight_mkldnn),
+    }
+    # A hundredth of a second, if the product itself takes the time and not the call.
+    repeats = min(1000, max(1, int(2e9 / (2 * rows * inner * columns))))
+    return 1 / max(best_rate(repeated(works[name], repeats), repeats, 10) for name in products)
 
 
 def adam_seconds(network: nn.Module) -> float:
