@@ -23,9 +23,9 @@ from jobs.ray_internals import authenticate, local_address
 LISTEN = "0A"  # a socket's state in /proc/net/tcp
 
 # Set for every process of a job before it starts. By default glibc returns large buffers to the
-# kernel at every training step and requests them again, which costs up to a third of the time of
-# an LSTM at 24 digits and more. Tune trains in a thread, and the thresholds apply only to the first
-# arena, the main thread's. Huge pages make a training step up to 6 % faster; many systems give them
+# kernel at every training step and requests them again, which costs a third of the time of an
+# LSTM at 35 digits and more. Tune trains in a thread, and the thresholds apply only to the first
+# arena, the main thread's. Huge pages make a training step up to 8 % faster; many systems give them
 # only to programs that ask. cuBLAS is deterministic only with a workspace of fixed size. And
 # threads of OpenMP spin at a barrier for milliseconds, also on the core that the last one needs:
 # beside a busy process, a GAN with two threads is 2.6 times as fast if they spin 2,000 times, then
