@@ -4,13 +4,14 @@
 # make compat    jobs and analysis with the oldest and the newest versions of the packages
 # make bench     benchmarks, each side by side with what it is compared with
 # make soak      half an hour of faults on a cluster of three hosts
-# make results   the report's experiments in full, for docs/: hours; re-run it to resume
+# make results   the experiments of docs/ in full: hours; re-run it to resume. Parts of it:
+#                results-figures, results-horizon, results-gan
 # make constraints   all checks with the newest packages, whose versions go to constraints.txt
 PYTHON ?= python3
 BIN := .venv/bin
 RESULTS ?= results
 
-.PHONY: demo lint check test compat bench soak results constraints test-tools
+.PHONY: demo lint check test compat bench soak results results-figures results-horizon results-gan constraints test-tools
 
 # Installs the versions of the last green run, if $(PYTHON) is the Python that it used.
 .venv/installed: pyproject.toml constraints.txt
@@ -25,22 +26,47 @@ demo: .venv/installed
 	$(BIN)/python analysis/trials.py "$(RESULTS)/demo"
 	$(BIN)/python analysis/report.py "$(RESULTS)/demo" "$(RESULTS)/demo-gan" --out "$(RESULTS)/report.html"
 
-# Half the preset's palindromes: with all of them it takes twice as long.
-FIGURES := --num-sequences 50000 --storage "$(RESULTS)"
-COLUMNS := cell,init,optimizer,grad_clip,length,seed,epoch,train_loss,val_loss,val_accuracy,train_seconds
+SWEEP := $(BIN)/python jobs/sweep.py --storage "$(RESULTS)"
+TRIALS := $(BIN)/python analysis/trials.py --epochs
+HORIZON := $(BIN)/python analysis/horizon.py
+# Columns of docs/*/epochs.csv.gz.
+COLUMNS := cell,init,length,seed,epoch,train_loss,val_loss,val_accuracy,train_seconds
 
-results: .venv/installed
-	$(BIN)/python jobs/sweep.py $(FIGURES) --preset figures-adam --name figures-adam
-	$(BIN)/python jobs/sweep.py $(FIGURES) --name figures-rmsprop
-	$(BIN)/python jobs/gan.py --storage "$(RESULTS)" --name gan-report
+results: results-figures results-horizon results-gan
+	$(BIN)/python analysis/report.py "$(RESULTS)/figures-rmsprop" "$(RESULTS)/figures-adam" "$(RESULTS)/gan-report" \
+	  --out "$(RESULTS)/report.html"
+
+# Figures 1-3 with half the preset's palindromes: with all of them it takes twice as long.
+results-figures: .venv/installed
+	$(SWEEP) --preset figures-adam --num-sequences 50000 --name figures-adam
+	$(SWEEP) --preset figures --num-sequences 50000 --name figures-rmsprop
+	$(SWEEP) --lengths 3 --seeds 0-9 --num-sequences 100 --batch-size 80 --epochs 1000 --name three-digits
 	$(BIN)/python analysis/sweep.py "$(RESULTS)/figures-adam" --out docs/results/adam
 	$(BIN)/python analysis/sweep.py "$(RESULTS)/figures-rmsprop" --out docs/results/rmsprop
 	$(BIN)/python analysis/compare.py "$(RESULTS)/figures-rmsprop" "$(RESULTS)/figures-adam" --out docs/results
-	$(BIN)/python analysis/trials.py "$(RESULTS)/figures-adam" "$(RESULTS)/figures-rmsprop" --epochs \
-	  --columns $(COLUMNS) --csv docs/results/epochs.csv.gz
+	$(TRIALS) "$(RESULTS)/figures-adam" "$(RESULTS)/figures-rmsprop" --columns optimizer,grad_clip,$(COLUMNS) \
+	  --csv docs/results/epochs.csv.gz
+	$(TRIALS) "$(RESULTS)/three-digits" --columns cell,seed,epoch,val_accuracy --csv docs/results/three_digits/epochs.csv.gz
+
+# The recipes and initializations on seeds that were not looked at while they were chosen.
+results-horizon: .venv/installed
+	$(SWEEP) --preset recipe --cells lstm,rnn --seeds 20-29 --name fresh-recipe
+	$(SWEEP) --preset recipe --cells lstm,rnn --lengths 100 --seeds 20-29 --name fresh-100
+	$(SWEEP) --preset recipe --cells gru --lengths 100 --seeds 20-24 --name fresh-100-gru
+	$(SWEEP) --preset horizon --cells rnn --inits orthogonal,uniform --seeds 20-24 --name fresh-inits-rnn
+	$(HORIZON) "$(RESULTS)/fresh-recipe" --out docs/horizon/fresh
+	$(HORIZON) "$(RESULTS)/fresh-100" "$(RESULTS)/fresh-100-gru" --out docs/horizon/fresh-100
+	$(HORIZON) "$(RESULTS)/fresh-inits-rnn" --out docs/horizon/fresh-inits
+	$(TRIALS) "$(RESULTS)/fresh-recipe" --columns $(COLUMNS),val_accuracy_within_epoch,epoch_seconds \
+	  --csv docs/horizon/fresh/epochs.csv.gz
+	$(TRIALS) "$(RESULTS)/fresh-100" "$(RESULTS)/fresh-100-gru" --columns $(COLUMNS),val_accuracy_within_epoch,epoch_seconds \
+	  --csv docs/horizon/fresh-100/epochs.csv.gz
+	$(TRIALS) "$(RESULTS)/fresh-inits-rnn" --columns $(COLUMNS),val_accuracy_within_epoch,epoch_seconds \
+	  --csv docs/horizon/fresh-inits/epochs.csv.gz
+
+results-gan: .venv/installed
+	$(BIN)/python jobs/gan.py --storage "$(RESULTS)" --name gan-report
 	$(BIN)/python analysis/gan.py "$(RESULTS)/gan-report" --out docs/gan
-	$(BIN)/python analysis/report.py "$(RESULTS)/figures-rmsprop" "$(RESULTS)/figures-adam" "$(RESULTS)/gan-report" \
-	  --out "$(RESULTS)/report.html"
 
 lint: .venv/installed
 	$(BIN)/ruff check .
