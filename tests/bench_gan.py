@@ -69,20 +69,27 @@ def script_images_per_second(batch_size: int) -> float:
 def in_memory_images_per_second(batch_size: int) -> float:
     """Trains the networks of the public script on images that are in memory."""
     images = image_data.normalize(image_data.load().train.images)
-    order = torch.randperm(len(images)).split(batch_size)
-    return script_speed(images[batch] for batch in order)
+    perm = torch.randperm(len(images))
+    return script_speed(images[batch] for batch in perm.split(batch_size))
 
 
 def script_speed(batches: Iterator[Tensor]) -> float:
     """Returns images per second, of as many images as an epoch of the job has."""
-    model, start, trained = PublicGAN(), 0.0, -WARMUP_IMAGES
-    while trained < JOB_IMAGES:
-        if trained >= 0 and not start:
-            start, trained = time.perf_counter(), 0
+    model = PublicGAN()
+    train_script(model, batches, WARMUP_IMAGES)
+    start = time.perf_counter()
+    num_images = train_script(model, batches, JOB_IMAGES)
+    return num_images / (time.perf_counter() - start)
+
+
+def train_script(model: PublicGAN, batches: Iterator[Tensor], at_least: int) -> int:
+    """Trains on a number of images, up to a batch more; returns how many."""
+    num_images = 0
+    while num_images < at_least:
         images = next(batches)
         model.step(images)
-        trained += len(images)
-    return trained / (time.perf_counter() - start)
+        num_images += len(images)
+    return num_images
 
 
 def limit_images_per_second(batch_size: int) -> float:
@@ -162,10 +169,10 @@ def compare_throughput(data: Path) -> None:
             jobs.append(JOB_IMAGES / seconds)
             trainings.append(second["images_per_second"])
         job, sides = median(jobs), (scripts, in_memory)
-        speeds = " | ".join(f"{median(side):,.0f} ({max(side):,.0f})" for side in sides)
+        texts = " | ".join(f"{median(side):,.0f} ({max(side):,.0f})" for side in sides)
         ratios = " | ".join(f"{job / median(side):.2f} ({job / max(side):.2f})" for side in sides)
         limit = median(trainings) / median(limits)
-        print(f"| {batch_size} | {speeds} | {job:,.0f} | {ratios} | {limit:.0%} |", flush=True)
+        print(f"| {batch_size} | {texts} | {job:,.0f} | {ratios} | {limit:.0%} |", flush=True)
 
 
 STEP_PARTS = {
@@ -194,7 +201,7 @@ def products() -> None:
     """Prints milliseconds of the matrix products of a step, with each of torch's."""
     print(f"| batch size | {' | '.join(PRODUCTS)} |\n| --- | --- | --- | --- |")
     for batch_size in BATCH_SIZES:
-        print(run_in_new_process("kinds", batch_size), end="", flush=True)
+        print(run_in_new_process("each_product", batch_size), end="", flush=True)
 
 
 def print_products(batch_size: int) -> None:
@@ -301,9 +308,10 @@ TABLES: dict[str, Callable[[], None]] = {
     "products": products,
     "workers": workers,
 }
+DEFAULT_TABLES = ("throughput", "step")
 SIDES: dict[str, Callable[[int], None]] = {  # in processes of their own; not in the help
     "parts": print_parts,
-    "kinds": print_products,
+    "each_product": print_products,
     "script": lambda batch_size: print(script_images_per_second(batch_size)),
     "memory": lambda batch_size: print(in_memory_images_per_second(batch_size)),
     "limit": lambda batch_size: print(limit_images_per_second(batch_size)),
@@ -315,7 +323,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "table", nargs="?", metavar="TABLE", help=f"{', '.join(TABLES)} (the first two)"
+        "table",
+        nargs="?",
+        metavar="TABLE",
+        help=f"{', '.join(TABLES)} ({' and '.join(DEFAULT_TABLES)})",
     )
     table = parser.parse_args().table
     side, _, batch_size = (table or "").partition(":")
@@ -324,7 +335,7 @@ def main() -> None:
         return
     if table and table not in TABLES:
         parser.error(f"{table}: not one of {', '.join(TABLES)}")
-    for name in [table] if table else list(TABLES)[:2]:
+    for name in [table] if table else DEFAULT_TABLES:
         print(f"\n{name}, {os.cpu_count()} cores\n", flush=True)
         TABLES[name]()
 

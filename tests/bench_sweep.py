@@ -43,7 +43,7 @@ from models.recurrent_training import train_epoch
 from models.tasks import TASKS
 
 ROUNDS = 3
-# Lengths, and palindromes of a trial: an epoch then takes a second to several.
+# Lengths, and palindromes of a trial: an epoch then takes half a second to several.
 SWEEPS = (((3, 6, 12), 80_000), ((24, 35, 100), 10_000))
 CASES = [(cell, length) for cell in RNN_CLASSES for lengths, _ in SWEEPS for length in lengths]
 
@@ -206,9 +206,9 @@ def vanishing() -> None:
 
 
 def overhead(slots: int) -> None:
-    """Prints the shares of the slots' time, from the first epoch of each slot to its last."""
+    """Prints fractions of the slots' time, from the first epoch of each slot to its last."""
     print(
-        "| trials | epochs | training per trial (s) | wall time (s) | training | evaluation "
+        "| trials | epochs | training per trial (s) | longest slot (s) | training | evaluation "
         "| start, checkpoints, reports |\n| --- | --- | --- | --- | --- | --- | --- |"
     )
     for length, seeds, epochs, num_sequences in ((12, 22, 5, 16_000), (3, 4, 20, 100_000)):
@@ -216,7 +216,6 @@ def overhead(slots: int) -> None:
         flags += ["--seeds", f"0-{seeds - 1}", "--epochs", epochs]
         trials = run_job("jobs/sweep.py", *flags, "--num-sequences", num_sequences)
         training, in_slots = sum(map(training_seconds, trials)), slot_seconds(trials)
-        assert len(in_slots) == slots
         in_epochs = sum(row["epoch_seconds"] for trial in trials for row in trial.rows)
         total = sum(in_slots)
         shares = (training / total, (in_epochs - training) / total, 1 - in_epochs / total)

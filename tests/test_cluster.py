@@ -62,6 +62,8 @@ def test_local_ray_that_was_killed_is_replaced(monkeypatch, tmp_path, capsys):
 
 
 def test_variables_of_the_user_stay(monkeypatch):
+    for name in cluster.WORKER_ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
     variables = cluster.runtime_env()["env_vars"]
     changes = {item for item in variables.items() if item not in cluster.WORKER_ENVIRONMENT.items()}
