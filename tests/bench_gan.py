@@ -4,7 +4,7 @@
   python tests/bench_gan.py workers     one table
 
 throughput: compared with the usual public script (tests/public_gan.py), with
-            the same script on images in memory, and with the limits of the machine
+            the same script on images in memory, and the limits of the machine
 step:       what takes the time of a training step
 products:   the matrix products of a step, with each kind that torch has
 workers:    two workers of one thread, compared with one worker of two threads
