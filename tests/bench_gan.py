@@ -38,9 +38,10 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import MNIST
 
-from jobs.cluster import WORKER_ENVIRONMENT
+from jobs.cluster import runtime_env
 from models import distributed, gan, image_data
 
+JOB_ENVIRONMENT = runtime_env()["env_vars"]
 ROUNDS = 3
 WARMUP_IMAGES = 5_120
 JOB_IMAGES = 20_480
@@ -271,7 +272,7 @@ def speed_and_weights(
 
 def workers() -> None:
     """Prints the best of rounds in which all sides alternate."""
-    os.environ.update(WORKER_ENVIRONMENT)
+    os.environ.update(JOB_ENVIRONMENT)
     sides = {
         "one worker of two threads": (1, 2, gan.GAN),
         "two workers of one thread": (2, 1, gan.GAN),
@@ -295,7 +296,7 @@ def workers() -> None:
 
 def run_in_new_process(side: str, batch_size: int) -> str:
     """Runs a side in its own environment: the scripts have none of the jobs' variables."""
-    environment = os.environ | ({} if side in ("script", "memory") else WORKER_ENVIRONMENT)
+    environment = os.environ | ({} if side in ("script", "memory") else JOB_ENVIRONMENT)
     command = [sys.executable, __file__, f"{side}:{batch_size}"]
     return subprocess.run(
         command, env=environment, check=True, stdout=subprocess.PIPE, text=True

@@ -36,12 +36,13 @@ from processes import run_job
 
 from analysis.results import Trial
 from jobs import machine
-from jobs.cluster import WORKER_ENVIRONMENT
+from jobs.cluster import runtime_env
 from models.palindromes import num_train, palindromes
 from models.recurrent import build
 from models.recurrent_training import train_epoch
 from models.tasks import TASKS
 
+JOB_ENVIRONMENT = runtime_env()["env_vars"]
 ROUNDS = 3
 # Lengths, and palindromes of a trial: an epoch then takes half a second to several.
 SWEEPS = (((3, 6, 12), 80_000), ((24, 35, 100), 10_000))
@@ -78,7 +79,7 @@ def throughput(slots: int) -> None:
         trials = [trial for sweep in SWEEPS for trial in run_sweep(*sweep, slots)]
         sweeps.append(sum_by_case(trials, sequences_per_second_of))
         trainings.append(sum_by_case(trials, lambda trial: trial.rows[-1]["sequences_per_second"]))
-        limits.append(measure_cases("limit", WORKER_ENVIRONMENT))
+        limits.append(measure_cases("limit", JOB_ENVIRONMENT))
     print(
         "| cell | length | course template | competent script (best) | a copy for each core "
         "| sweep | sweep / template | sweep / script (best) | sweep / copies | training / limit |\n"
@@ -176,7 +177,7 @@ STEP_PARTS = {
 
 def step() -> None:
     print(f"| length | {' | '.join(STEP_PARTS)} | the rest |\n| --- | --- | --- | --- | --- |")
-    print(run_in_new_process("parts", WORKER_ENVIRONMENT), end="", flush=True)
+    print(run_in_new_process("parts", JOB_ENVIRONMENT), end="", flush=True)
 
 
 def print_parts() -> None:
@@ -200,7 +201,7 @@ def steps_per_second_without_and_with_flush(length: int) -> list[float]:
 def vanishing() -> None:
     print("| length | denormals kept (steps/s) | denormals flushed to zero (steps/s) | speedup |")
     print("| --- | --- | --- | --- |")
-    for row in run_in_new_process("denormals", WORKER_ENVIRONMENT).splitlines():
+    for row in run_in_new_process("denormals", JOB_ENVIRONMENT).splitlines():
         length, kept, flushed = map(float, row.split())
         print(f"| {length:.0f} | {kept:.1f} | {flushed:.1f} | {flushed / kept:.1f} |", flush=True)
 
