@@ -11,7 +11,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 RESULTS ?= results
 
-.PHONY: demo lint check test compat bench soak results results-figures results-horizon results-gan constraints test-tools
+.PHONY: demo lint check test compat bench soak constraints test-tools
+.PHONY: results results-figures results-horizon results-gan
 
 # Installs the versions of the last green run, if $(PYTHON) is the Python that it used.
 .venv/installed: pyproject.toml constraints.txt
@@ -31,6 +32,7 @@ TRIALS := $(BIN)/python analysis/trials.py --epochs
 HORIZON := $(BIN)/python analysis/horizon.py
 # Columns of docs/*/epochs.csv.gz.
 COLUMNS := cell,init,length,seed,epoch,train_loss,val_loss,val_accuracy,train_seconds
+HORIZON_COLUMNS := $(COLUMNS),val_accuracy_within_epoch,epoch_seconds
 
 results: results-figures results-horizon results-gan
 	$(BIN)/python analysis/report.py "$(RESULTS)/figures-rmsprop" "$(RESULTS)/figures-adam" "$(RESULTS)/gan-report" \
@@ -57,11 +59,11 @@ results-horizon: .venv/installed
 	$(HORIZON) "$(RESULTS)/fresh-recipe" --out docs/horizon/fresh
 	$(HORIZON) "$(RESULTS)/fresh-100" "$(RESULTS)/fresh-100-gru" --out docs/horizon/fresh-100
 	$(HORIZON) "$(RESULTS)/fresh-inits-rnn" --out docs/horizon/fresh-inits
-	$(TRIALS) "$(RESULTS)/fresh-recipe" --columns $(COLUMNS),val_accuracy_within_epoch,epoch_seconds \
+	$(TRIALS) "$(RESULTS)/fresh-recipe" --columns $(HORIZON_COLUMNS) \
 	  --csv docs/horizon/fresh/epochs.csv.gz
-	$(TRIALS) "$(RESULTS)/fresh-100" "$(RESULTS)/fresh-100-gru" --columns $(COLUMNS),val_accuracy_within_epoch,epoch_seconds \
+	$(TRIALS) "$(RESULTS)/fresh-100" "$(RESULTS)/fresh-100-gru" --columns $(HORIZON_COLUMNS) \
 	  --csv docs/horizon/fresh-100/epochs.csv.gz
-	$(TRIALS) "$(RESULTS)/fresh-inits-rnn" --columns $(COLUMNS),val_accuracy_within_epoch,epoch_seconds \
+	$(TRIALS) "$(RESULTS)/fresh-inits-rnn" --columns $(HORIZON_COLUMNS) \
 	  --csv docs/horizon/fresh-inits/epochs.csv.gz
 
 results-gan: .venv/installed

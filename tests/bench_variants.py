@@ -4,7 +4,7 @@
 
 Prints three Markdown tables: what torch.compile and bfloat16 would give, what
 the variables for glibc give, and what more frequent polls of Ray Train give.
-Takes five to ten minutes; torch.compile needs a C++ compiler. Run nothing else at the
+Takes ten minutes; torch.compile needs a C++ compiler. Run nothing else at the
 same time.
 """
 
