@@ -1,4 +1,4 @@
-"""Measures how long the jobs take until their first epoch begins, and to end after the last one.
+"""Measures how long the jobs take until their first epoch, and after the last one.
 
   python tests/bench_startup.py
 

@@ -8,7 +8,16 @@ SCRIPTS = [
     *("jobs.sweep", "jobs.gan"),
     *("analysis.trials", "analysis.sweep", "analysis.horizon", "analysis.gan", "analysis.report"),
     *("analysis.export", "analysis.compare"),
-    *("bench_sweep", "bench_gan", "bench_neighbor", "bench_scale", "soak", "public_gan"),
+    *(
+        "bench_sweep",
+        "bench_gan",
+        "bench_neighbor",
+        "bench_scale",
+        "bench_startup",
+        "bench_variants",
+        "soak",
+        "public_gan",
+    ),
 ]
 
 
