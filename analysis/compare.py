@@ -1,10 +1,13 @@
-"""Compares sweeps that differ in a setting, such as the optimizer.
+"""Compares sweeps that differ in a setting, or runs of the GAN.
 
   python analysis/compare.py ~/ray_results/figures ~/ray_results/figures-adam
+  python analysis/compare.py ~/ray_results/gan-seed0 ~/ray_results/gan-seed1
 
-Plots accuracy over length, a panel for each sweep, and writes outcomes.csv: of
-each cell the outcomes of its trials, its effective length and its sharp drops.
-Only cells and lengths that all sweeps have are compared.
+Of sweeps: accuracy over length, a panel for each, and in outcomes.csv, of each
+cell, the outcomes of its trials, its effective length and its sharp drops. Only
+cells and lengths that all sweeps have are compared.
+Of GANs: image quality over the epochs, and in quality.csv the last evaluation
+of each run, with median, smallest and largest value.
 """
 
 from analysis import cli
@@ -20,7 +23,9 @@ import pandas as pd
 
 from analysis.cli import ResultsError
 from analysis.figures import CELL_LABELS, save
-from analysis.results import CONFIG_COLUMNS, Trial, read_sweeps, trials_table
+from analysis.gan_comparison import compare_gans, read_runs
+from analysis.results import CONFIG_COLUMNS, Trial, read_sweeps, read_trials, trials_table
+from analysis.run_figures import is_gan
 from analysis.sweep_figures import describe_accuracy, plot_accuracies
 from analysis.tables import format_table
 from analysis.trial_metrics import (
@@ -37,15 +42,21 @@ from analysis.trial_metrics import (
 Sweeps = dict[str, list[Trial]]  # trials by the name of their run
 
 
-def read_comparable(runs: list[str]) -> Sweeps:
+def by_name(runs: list[str]) -> dict[str, str]:
+    """Returns the folders or URIs of runs by their names; raises ResultsError if two are equal."""
+    folders = {run.rstrip("/").rpartition("/")[2]: run for run in runs}
+    if len(folders) < len(runs):
+        raise ResultsError("runs of different names are needed, for the labels of the figure")
+    return folders
+
+
+def read_comparable(folders: dict[str, str]) -> Sweeps:
     """Returns the trials of each run: those of cells, initializations and lengths that all have.
 
     Raises:
         ResultsError: the runs have no trials in common, or a run has no finished trial of these.
     """
-    sweeps = {run.rstrip("/").rpartition("/")[2]: read_sweeps([run]) for run in runs}
-    if len(sweeps) < len(runs):
-        raise ResultsError("runs of different names are needed, for the titles of the panels")
+    sweeps = {run: read_sweeps([folder]) for run, folder in folders.items()}
     keys = [{_key(trial) for trial in trials} for trials in sweeps.values()]
     common = set.intersection(*keys)
     found = {run: [t for t in trials if _key(t) in common] for run, trials in sweeps.items()}
@@ -125,9 +136,16 @@ def plot_comparison(sweeps: Sweeps, out: Path) -> Path:
 
 def main() -> int:
     parser = cli.ArgumentParser(__doc__)
-    cli.add_runs_and_out(parser, "compare")
+    cli.add_runs_and_out(parser, "compare", runs="sweeps, or of runs of the GAN")
     args = parser.parse_args()
-    sweeps = read_comparable(args.runs)
+    folders = by_name(args.runs)
+    if is_gan(read_trials(args.runs[0])):
+        gans = read_runs(folders)
+        cli.make_out_dir(args.out)
+        quality, figures = compare_gans(gans, args.out)
+        print(quality.to_string(float_format="{:.4g}".format), *figures, sep="\n")
+        return 0
+    sweeps = read_comparable(folders)
     cli.make_out_dir(args.out)
     table = outcomes(sweeps)
     table.to_csv(args.out / "outcomes.csv", index=False)

@@ -27,7 +27,8 @@ from processes import run_script
 import analysis.cli
 import jobs.cli
 import jobs.interrupt
-from models import checkpoint, gan, image_data
+from models import checkpoint, gan, gan_metrics, image_data
+from models.classifier import load_classifier
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # jobs find a Ray of this process, not of the other one
     os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short, for sockets
@@ -72,10 +73,14 @@ def tiny(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def gan_run(tmp_path_factory) -> Path:
-    """The folder of a GAN of two epochs, as jobs/gan.py writes it, made without Ray."""
+    """The folder of a GAN of two epochs, as jobs/gan.py writes it, made without Ray.
+
+    The second epoch is evaluated, with fewer samples than by the job.
+    """
     folder = tmp_path_factory.mktemp("gan") / "small-gan"
     data = mnist_subset(folder.parent / "dataset", 1280, 200)
     config = {"epochs": 2, "batch_size": 64, "latent_dim": 100, "seed": 0, "data": str(data)}
+    classifier, test = load_classifier(), image_data.normalize(image_data.load(data).test.images)
     model = gan.GAN(100, seed=0, lr=0.0002, betas=(0.5, 0.999))
     history = []
     for epoch in range(3):
@@ -84,6 +89,11 @@ def gan_run(tmp_path_factory) -> Path:
             names = ("loss_d", "loss_g", "d_real", "d_fake")
             metrics = dict(zip(names, means.tolist(), strict=True))
             history.append({"epoch": epoch, "training_iteration": epoch, **metrics})
+        if epoch == 2:
+            samples = gan.generate(model.generator, gan.eval_latents(0, 100)[:200])
+            output = gan_metrics.classify(samples, classifier)
+            reference = gan_metrics.ReferenceStats.from_images(test, classifier)
+            history[-1] |= gan_metrics.measure(output, reference)
         path = folder / f"checkpoint_{epoch}"
         path.mkdir(parents=True)
         checkpoint.save(path, model.state_dict(), history)

@@ -57,6 +57,7 @@ def home(tiny, gan_run, tmp_path, monkeypatch) -> Path:
         "more-seeds": tiny,
         "horizon": tiny,
         "gan-report": gan_run,
+        "gan-seed1": gan_run,
     }.items():
         shutil.copytree(run, tmp_path / "ray_results" / name)
     named = tmp_path / ".cache" / "torch" / "datasets" / "fashion-mnist"
