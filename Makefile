@@ -66,9 +66,17 @@ results-horizon: .venv/installed
 	$(TRIALS) "$(RESULTS)/fresh-inits-rnn" --columns $(HORIZON_COLUMNS) \
 	  --csv docs/horizon/fresh-inits/epochs.csv.gz
 
+# The GAN with three seeds, and the usual public script.
+GAN := $(BIN)/python jobs/gan.py --storage "$(RESULTS)"
 results-gan: .venv/installed
-	$(BIN)/python jobs/gan.py --storage "$(RESULTS)" --name gan-report
+	$(GAN) --seed 0 --name gan-report
+	$(GAN) --seed 1 --name gan-seed1
+	$(GAN) --seed 2 --name gan-seed2
 	$(BIN)/python analysis/gan.py "$(RESULTS)/gan-report" --out docs/gan
+	$(BIN)/python analysis/compare.py "$(RESULTS)/gan-report" "$(RESULTS)/gan-seed1" "$(RESULTS)/gan-seed2" \
+	  --out docs/gan/seeds
+	$(BIN)/python tests/public_gan.py --out "$(RESULTS)/public_script.csv"
+	cp "$(RESULTS)/public_script.csv" docs/gan
 
 lint: .venv/installed
 	$(BIN)/ruff check .
