@@ -156,10 +156,21 @@ def test_readme_file_tree_exists():
             assert (REPO / folder / name).exists(), f"{folder / name}"
 
 
+def anchors(page: Path) -> set[str]:
+    """Returns the fragments of the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_and_pictures_of_all_pages_exist():
     for page in [REPO / "README.md", *(REPO / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+        for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+            if "://" in target:
+                continue
+            name, _, fragment = target.partition("#")
+            path = page.parent / name if name else page
+            assert path.exists(), f"{page.name}: {target}"
+            assert not fragment or fragment in anchors(path), f"{page.name}: {target}"
 
 
 def test_lines_of_prose_have_at_most_100_characters():
