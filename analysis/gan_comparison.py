@@ -74,7 +74,8 @@ def plot_quality_over_epochs(table: pd.DataFrame, out: Path) -> Path:
         else:
             axes.set_ylim(0)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.supxlabel("epoch")
+    for axes in panels[-1]:
+        axes.set_xlabel("epoch")
     handles, labels = panels.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
     alt = "At the last evaluation of each run: " + "; ".join(
