@@ -3,11 +3,11 @@
   python analysis/compare.py ~/ray_results/figures ~/ray_results/figures-adam
   python analysis/compare.py ~/ray_results/gan-seed0 ~/ray_results/gan-seed1
 
-Of sweeps: accuracy over length, a panel for each, and in outcomes.csv, of each
-cell, the outcomes of its trials, its effective length and its sharp drops. Only
+For sweeps, it plots accuracy over length, a panel for each, and writes
+outcomes.csv: the outcomes, effective length and sharp drops of each cell. Only
 cells and lengths that all sweeps have are compared.
-Of GANs: image quality over the epochs, and in quality.csv the last evaluation
-of each run, with median, smallest and largest value.
+For GANs, it plots image quality over the epochs, and writes quality.csv: the
+last evaluation of each run, with median, smallest and largest value.
 """
 
 from analysis import cli
@@ -15,6 +15,7 @@ from analysis import cli
 if __name__ == "__main__":
     cli.start_script()  # before the imports, which take seconds
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,17 @@ Sweeps = dict[str, list[Trial]]  # trials by the name of their run
 
 
 def by_name(runs: list[str]) -> dict[str, str]:
-    """Returns the folders or URIs of runs by their names; raises ResultsError if two are equal."""
-    folders = {run.rstrip("/").rpartition("/")[2]: run for run in runs}
-    if len(folders) < len(runs):
-        raise ResultsError("runs of different names are needed, for the labels of the figure")
+    """Returns the folders or URIs of runs by their names.
+
+    Raises:
+        ResultsError: two runs have the same name.
+    """
+    folders: dict[str, str] = {}
+    for run in runs:
+        name = Path(run.partition("?")[0] if "://" in run else os.path.abspath(run)).name
+        if name in folders:
+            raise ResultsError(f"two runs are called {name}: rename a folder, for the labels")
+        folders[name] = run
     return folders
 
 
@@ -85,6 +93,12 @@ def differing_settings(sweeps: Sweeps) -> dict[str, dict[str, Any]]:
         and len({min(found[name]) for found in values.values()}) > 1
     ]
     return {run: {name: min(found[name]) for name in names} for run, found in values.items()}
+
+
+def _label(run: str, settings: dict[str, Any]) -> str:
+    """Returns the name of a run with the settings in which it differs."""
+    differing = ", ".join(f"{name} {value}" for name, value in settings.items())
+    return f"{run}: {differing}" if differing else run
 
 
 def outcomes(sweeps: Sweeps) -> pd.DataFrame:
@@ -126,11 +140,11 @@ def plot_comparison(sweeps: Sweeps, out: Path) -> Path:
         finished = [trial for trial in trials if trial.is_finished()]
         summary = summarize_seeds(trials_table(finished))
         lengths = effective_lengths(finished, trials)
-        title = ", ".join(f"{name} {value}" for name, value in settings[run].items())
-        plot_accuracies(axes, summary, f"{run}: {title}" if title else run, lengths)
+        title = _label(run, settings[run])
+        plot_accuracies(axes, summary, title, lengths)
         axes.label_outer()
         tables.append(summary.assign(run=run))
-        texts.append(f"{run} ({title}): {describe_accuracy(summary, lengths)}")
+        texts.append(f"{title}. {describe_accuracy(summary, lengths)}")
     return save(figure, pd.concat(tables), out, "side_by_side", " ".join(texts))
 
 
@@ -142,7 +156,9 @@ def main() -> int:
     if is_gan(read_trials(args.runs[0])):
         gans = read_runs(folders)
         cli.make_out_dir(args.out)
-        quality, figures = compare_gans(gans, args.out)
+        settings = differing_settings({name: [run] for name, (run, _) in gans.items()})
+        labels = {name: _label(name, differing) for name, differing in settings.items()}
+        quality, figures = compare_gans(gans, labels, args.out)
         print(quality.to_string(float_format="{:.4g}".format), *figures, sep="\n")
         return 0
     sweeps = read_comparable(folders)

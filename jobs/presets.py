@@ -20,7 +20,7 @@ from jobs.grid import (
 # What the report leaves open, as most people would choose it today.
 ADAM = GridConfig(cells=("lstm", "rnn"), optimizer="adam", grad_clip=None)
 
-# The recipe of each cell, which trains stably at long lengths (docs/horizon.md).
+# The recipe of each cell, as it was chosen in docs/recipes.md.
 BASE_RECIPE = replace(
     ADAM,
     warmup_steps=100,

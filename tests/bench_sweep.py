@@ -212,7 +212,7 @@ def overhead(slots: int) -> None:
         "| trials | epochs | training per trial (s) | longest slot (s) | training | evaluation "
         "| start, checkpoints, reports |\n| --- | --- | --- | --- | --- | --- | --- |"
     )
-    for length, seeds, epochs, num_sequences in ((12, 12, 5, 16_000), (3, 2, 20, 100_000)):
+    for length, seeds, epochs, num_sequences in ((12, 12, 5, 16_000), (3, 4, 20, 100_000)):
         flags = ["--preset", "figures-adam", "--cells", "lstm", "--lengths", length]
         flags += ["--seeds", f"0-{seeds - 1}", "--epochs", epochs]
         trials = run_job("jobs/sweep.py", *flags, "--num-sequences", num_sequences)

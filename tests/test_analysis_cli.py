@@ -10,7 +10,7 @@ from processes import run_script, script_command
 
 from analysis import cli
 
-SCRIPTS = ("trials", "sweep", "horizon", "gan", "report")
+SCRIPTS = ("trials", "sweep", "horizon", "gan", "report", "compare")
 
 
 @pytest.fixture

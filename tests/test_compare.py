@@ -55,15 +55,15 @@ def test_outcomes_are_counted_for_what_all_sweeps_have(runs, call_main, tmp_path
     assert means["adam"].item() == pytest.approx((1 + 1 + 0.1) / 3)
     assert means["rmsprop"].item() == pytest.approx((0.5 + 1 + 0.9) / 3)
     with Image.open(tmp_path / "out" / "side_by_side.png") as image:
-        assert "adam (optimizer adam)" in image.text["Description"]
-        assert "rmsprop (optimizer rmsprop)" in image.text["Description"]
+        assert "adam: optimizer adam. " in image.text["Description"]
+        assert "rmsprop: optimizer rmsprop. " in image.text["Description"]
 
 
 def test_sweeps_without_common_trials_are_refused(runs, call_main, tmp_path):
     other = write_trials(tmp_path / "other", make_trial([1.0] * 4, length=7))
     for arguments, message in (
         ([*runs, other], "adam: no finished trial of a cell, initialization and length"),
-        ([runs[0], runs[0]], "runs of different names"),
+        ([runs[0], f"{runs[0]}/"], "two runs are called adam: rename a folder"),
     ):
         done = call_main(compare.main, *arguments)
         assert (done.returncode, done.stdout) == (2, "")

@@ -108,7 +108,9 @@ def test_signal_prints_one_line_and_ends_the_process(
 
 
 JOBS = ["jobs/gan.py", "jobs/sweep.py"]
-ANALYSES = [f"analysis/{name}.py" for name in ("gan", "horizon", "report", "sweep", "trials")]
+ANALYSES = [
+    f"analysis/{name}.py" for name in ("compare", "gan", "horizon", "report", "sweep", "trials")
+]
 
 
 @pytest.mark.parametrize("script", [*JOBS, *ANALYSES])
