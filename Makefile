@@ -56,15 +56,20 @@ results-horizon: .venv/installed
 	$(SWEEP) --preset recipe --cells lstm,rnn --lengths 100 --seeds 20-29 --name fresh-100
 	$(SWEEP) --preset recipe --cells gru --lengths 100 --seeds 20-24 --name fresh-100-gru
 	$(SWEEP) --preset horizon --cells rnn --inits orthogonal,uniform --seeds 20-24 --name fresh-inits-rnn
+	$(SWEEP) --preset horizon --cells rnn --inits uniform --lengths 35,50,150 --seeds 20-24 --probe \
+	  --name fresh-uniform
 	$(HORIZON) "$(RESULTS)/fresh-recipe" --out docs/horizon/fresh
 	$(HORIZON) "$(RESULTS)/fresh-100" "$(RESULTS)/fresh-100-gru" --out docs/horizon/fresh-100
 	$(HORIZON) "$(RESULTS)/fresh-inits-rnn" --out docs/horizon/fresh-inits
+	$(HORIZON) "$(RESULTS)/fresh-uniform" --out docs/horizon/fresh-uniform
 	$(TRIALS) "$(RESULTS)/fresh-recipe" --columns $(HORIZON_COLUMNS) \
 	  --csv docs/horizon/fresh/epochs.csv.gz
 	$(TRIALS) "$(RESULTS)/fresh-100" "$(RESULTS)/fresh-100-gru" --columns $(HORIZON_COLUMNS) \
 	  --csv docs/horizon/fresh-100/epochs.csv.gz
 	$(TRIALS) "$(RESULTS)/fresh-inits-rnn" --columns $(HORIZON_COLUMNS) \
 	  --csv docs/horizon/fresh-inits/epochs.csv.gz
+	$(TRIALS) "$(RESULTS)/fresh-uniform" --columns $(COLUMNS),grad_norm_h,spectral_radii \
+	  --csv docs/horizon/fresh-uniform/epochs.csv.gz
 
 # The GAN with three seeds, and the usual public script.
 GAN := $(BIN)/python jobs/gan.py --storage "$(RESULTS)"
