@@ -53,17 +53,21 @@ results-figures: .venv/installed
 # The recipes and initializations on seeds that were not looked at while they were chosen.
 results-horizon: .venv/installed
 	$(SWEEP) --preset recipe --cells lstm,rnn --seeds 20-29 --name fresh-recipe
+	$(SWEEP) --preset recipe --cells gru --seeds 20-24 --name fresh-gru
 	$(SWEEP) --preset recipe --cells lstm,rnn --lengths 100 --seeds 20-29 --name fresh-100
 	$(SWEEP) --preset recipe --cells gru --lengths 100 --seeds 20-24 --name fresh-100-gru
 	$(SWEEP) --preset horizon --cells rnn --inits orthogonal,uniform --seeds 20-24 --name fresh-inits-rnn
 	$(SWEEP) --preset horizon --cells rnn --inits uniform --lengths 35,50,150 --seeds 20-24 --probe \
 	  --name fresh-uniform
 	$(HORIZON) "$(RESULTS)/fresh-recipe" --out docs/horizon/fresh
+	$(HORIZON) "$(RESULTS)/fresh-gru" --out docs/horizon/fresh-gru
 	$(HORIZON) "$(RESULTS)/fresh-100" "$(RESULTS)/fresh-100-gru" --out docs/horizon/fresh-100
 	$(HORIZON) "$(RESULTS)/fresh-inits-rnn" --out docs/horizon/fresh-inits
 	$(HORIZON) "$(RESULTS)/fresh-uniform" --out docs/horizon/fresh-uniform
 	$(TRIALS) "$(RESULTS)/fresh-recipe" --columns $(HORIZON_COLUMNS) \
 	  --csv docs/horizon/fresh/epochs.csv.gz
+	$(TRIALS) "$(RESULTS)/fresh-gru" --columns $(HORIZON_COLUMNS) \
+	  --csv docs/horizon/fresh-gru/epochs.csv.gz
 	$(TRIALS) "$(RESULTS)/fresh-100" "$(RESULTS)/fresh-100-gru" --columns $(HORIZON_COLUMNS) \
 	  --csv docs/horizon/fresh-100/epochs.csv.gz
 	$(TRIALS) "$(RESULTS)/fresh-inits-rnn" --columns $(HORIZON_COLUMNS) \
