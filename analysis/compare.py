@@ -25,6 +25,7 @@ import pandas as pd
 from analysis.cli import ResultsError
 from analysis.figures import CELL_LABELS, save
 from analysis.gan_comparison import compare_gans, read_runs
+from analysis.gan_figures import OTHER_DATA
 from analysis.results import CONFIG_COLUMNS, Trial, read_sweeps, read_trials, trials_table
 from analysis.run_figures import is_gan
 from analysis.sweep_figures import describe_accuracy, plot_accuracies
@@ -159,6 +160,8 @@ def main() -> int:
         settings = differing_settings({name: [run] for name, (run, _) in gans.items()})
         labels = {name: _label(name, differing) for name, differing in settings.items()}
         quality, figures = compare_gans(gans, labels, args.out)
+        if any(run.config["data"] for run, _ in gans.values()):
+            print(OTHER_DATA, end="")
         print(quality.to_string(float_format="{:.4g}".format), *figures, sep="\n")
         return 0
     sweeps = read_comparable(folders)

@@ -94,6 +94,14 @@ def test_spread_is_missing_where_a_run_has_no_value(runs, tmp_path, monkeypatch)
     assert quality.loc["smoothness, linear"].isna().tolist() == [False, True, False] + 3 * [True]
 
 
+def test_says_that_metrics_mean_little_on_another_dataset(runs, call_main, tmp_path):
+    for data, expected in (("", False), ("fashion-mnist", True)):
+        for run in runs:
+            change_settings(run, data=data)
+        done = call_main(compare.main, *runs, "--out", tmp_path / "out")
+        assert (done.returncode, gan_figures.OTHER_DATA in done.stdout) == (0, expected)
+
+
 def test_runs_that_cannot_be_compared_are_refused_in_one_line(runs, gan_run, call_main, tmp_path):
     out, early, other = tmp_path / "out", tmp_path / "early", tmp_path / "other"
     shutil.copytree(gan_run, early)
