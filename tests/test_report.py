@@ -138,6 +138,26 @@ def test_filter_matches_words_and_comparisons(browser):
 
 
 @needs_chromium
+@pytest.mark.parametrize(
+    ("values", "heights", "log"),
+    [
+        ([1, 0.1, 0.001], [0, 1 / 3, 1], True),
+        ([2, 1, 0.5], [0, 2 / 3, 1], False),
+        ([1, 0.5, 0], [0, 0.5, 1], False),
+        ([3, 3, 3], [0.5, 0.5, 0.5], False),
+    ],
+)
+def test_losses_over_several_decades_have_a_log_scale(browser, values, heights, log):
+    chart = browser.execute_script(
+        "return chart(['val_loss'], [1, 2, 3], {val_loss: arguments[0]}).outerHTML", values
+    )
+    points = [float(y) for y in re.findall(r'cy="([\d.]+)"', chart)]
+    bottom, top = 180, 24
+    assert points == pytest.approx([top + (bottom - top) * height for height in heights])
+    assert ("log scale" in chart) == log
+
+
+@needs_chromium
 def test_trial_button_toggles_learning_curves(browser, sweep_run):
     trial = next(t for t in read_trials(str(sweep_run)) if t.rows)
     name = button(browser, trial.name)
