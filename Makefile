@@ -50,7 +50,7 @@ results-figures: .venv/installed
 	  --csv docs/results/epochs.csv.gz
 	$(TRIALS) "$(RESULTS)/three-digits" --columns cell,seed,epoch,val_accuracy --csv docs/results/three_digits/epochs.csv.gz
 
-# The recipes and initializations on seeds that were not looked at while they were chosen.
+# Recipes, initializations and ablations on seeds that were not looked at while they were chosen.
 results-horizon: .venv/installed
 	$(SWEEP) --preset recipe --cells lstm,rnn --seeds 20-29 --name fresh-recipe
 	$(SWEEP) --preset recipe --cells gru --seeds 20-24 --name fresh-gru
@@ -59,11 +59,18 @@ results-horizon: .venv/installed
 	$(SWEEP) --preset horizon --cells rnn --inits orthogonal,uniform --seeds 20-24 --name fresh-inits-rnn
 	$(SWEEP) --preset horizon --cells rnn --inits uniform --lengths 35,50,150 --seeds 20-24 --probe \
 	  --name fresh-uniform
+	$(SWEEP) --preset recipe --lengths 200 --seeds 20-22 --name fresh-200
+	$(SWEEP) --preset horizon --cells lstm,gru --inits chrono,uniform --seeds 20-22 \
+	  --name fresh-inits-lstm-gru
+	$(SWEEP) --preset horizon --ablate --cells lstm,rnn --seeds 20-22 --name fresh-ablation
 	$(HORIZON) "$(RESULTS)/fresh-recipe" --out docs/horizon/fresh
 	$(HORIZON) "$(RESULTS)/fresh-gru" --out docs/horizon/fresh-gru
 	$(HORIZON) "$(RESULTS)/fresh-100" "$(RESULTS)/fresh-100-gru" --out docs/horizon/fresh-100
 	$(HORIZON) "$(RESULTS)/fresh-inits-rnn" --out docs/horizon/fresh-inits
 	$(HORIZON) "$(RESULTS)/fresh-uniform" --out docs/horizon/fresh-uniform
+	$(HORIZON) "$(RESULTS)/fresh-200" --out docs/horizon/fresh-200
+	$(HORIZON) "$(RESULTS)/fresh-inits-lstm-gru" --out docs/horizon/fresh-inits-lstm-gru
+	$(HORIZON) "$(RESULTS)/fresh-ablation" --out docs/horizon/fresh-ablation
 	$(TRIALS) "$(RESULTS)/fresh-recipe" --columns $(HORIZON_COLUMNS) \
 	  --csv docs/horizon/fresh/epochs.csv.gz
 	$(TRIALS) "$(RESULTS)/fresh-gru" --columns $(HORIZON_COLUMNS) \
@@ -74,6 +81,12 @@ results-horizon: .venv/installed
 	  --csv docs/horizon/fresh-inits/epochs.csv.gz
 	$(TRIALS) "$(RESULTS)/fresh-uniform" --columns $(COLUMNS),grad_norm_h,spectral_radii \
 	  --csv docs/horizon/fresh-uniform/epochs.csv.gz
+	$(TRIALS) "$(RESULTS)/fresh-200" --columns $(HORIZON_COLUMNS) \
+	  --csv docs/horizon/fresh-200/epochs.csv.gz
+	$(TRIALS) "$(RESULTS)/fresh-inits-lstm-gru" --columns $(HORIZON_COLUMNS) \
+	  --csv docs/horizon/fresh-inits-lstm-gru/epochs.csv.gz
+	$(TRIALS) "$(RESULTS)/fresh-ablation" --columns variant,$(HORIZON_COLUMNS) \
+	  --csv docs/horizon/fresh-ablation/epochs.csv.gz
 
 # The GAN with three seeds, and the usual public script.
 GAN := $(BIN)/python jobs/gan.py --storage "$(RESULTS)"

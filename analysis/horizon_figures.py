@@ -143,7 +143,8 @@ def plot_sequences(table: pd.DataFrame, out: Path) -> Path:
         lines += _plot_sequences_of_cell(axes, cell, of_cell, table["length"])
     figure.supxlabel("sequence length (digits read)")
     panels[0, 0].set_ylabel("sequences until 99 %, line: median (▲: not reached)")
-    alt = "Median sequences until 99 % of the trials that reached it. " + " ".join(lines)
+    where = "where more than half of the seeds reached it"
+    alt = f"Median sequences until 99 %, {where}. " + " ".join(lines)
     columns = [*GROUP_COLUMNS, "length", "seed", "sequences_to_99", "sequences_seen"]
     return save(figure, table[columns], out, "sequences_to_99", alt)
 
@@ -162,7 +163,9 @@ def _plot_sequences_of_cell(
         x = part["length"] * span ** (SEED_JITTER * (rank - rank.mean()) / rank.max())
         reached = part[part["sequences_to_99"].notna()]
         never = part[part["sequences_to_99"].isna()]
-        median = reached.groupby("length")["sequences_to_99"].median()
+        # A trial that never reached it took longer than any other.
+        medians = part["sequences_to_99"].fillna(np.inf).groupby(part["length"]).median()
+        median = medians.where(np.isfinite(medians))
         axes.plot(
             x[reached.index], reached["sequences_to_99"], ls="", marker=marker, ms=4, color=color
         )
@@ -172,7 +175,7 @@ def _plot_sequences_of_cell(
         axes.plot(median.index, median, lw=1.2, label=label, color=color)
         lines.append(
             f"{group_label(*group)}: "
-            + ", ".join(f"{value:,.0f} at {length}" for length, value in median.items())
+            + ", ".join(f"{value:,.0f} at {length}" for length, value in median.dropna().items())
             + (f"; {len(never)} of {len(part)} trials never." if len(never) else ".")
         )
     axes.set(title=CELL_LABELS[cell], xscale="log", yscale="log")

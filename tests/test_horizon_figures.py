@@ -50,6 +50,20 @@ def test_script_plots_finished_trials_with_data_and_alt_text(call_main, tmp_path
     assert by_length["solved"].tolist() == [2, 2, 0, 0, 0]
 
 
+def test_median_counts_a_trial_that_never_gets_there_as_slower_than_any_other(tmp_path):
+    """As in by_length.csv: with two of three seeds at chance there is no median to plot."""
+    trials = [make_trial([0.1, 1], length=10, seed=seed) for seed in range(3)]
+    trials += [make_trial([0.1, seed // 2], length=20, seed=seed) for seed in range(3)]
+    plot_horizon(trials, trials, tmp_path)
+    with Image.open(tmp_path / "sequences_to_99.png") as image:
+        description = image.text["Description"]
+    at_10, at_20 = pd.read_csv(tmp_path / "by_length.csv")["median_sequences_to_99"]
+    assert f"{at_10:,.0f} at 10" in description
+    assert at_20 == float("inf")
+    assert "at 20" not in description
+    assert "2 of 6 trials never" in description
+
+
 def test_gradients_are_not_plotted_without_probe(tmp_path):
     trials = [make_trial([0.1, 1, 1])]
     assert "gradients" not in [path.stem for path in plot_horizon(trials, trials, tmp_path)]
