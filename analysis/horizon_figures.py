@@ -164,7 +164,8 @@ def _plot_sequences_of_cell(
         reached = part[part["sequences_to_99"].notna()]
         never = part[part["sequences_to_99"].isna()]
         # A trial that never reached it took longer than any other.
-        medians = part["sequences_to_99"].fillna(np.inf).groupby(part["length"]).median()
+        sequences = part["sequences_to_99"].astype(float).fillna(np.inf)
+        medians = sequences.groupby(part["length"]).median()
         median = medians.where(np.isfinite(medians))
         axes.plot(
             x[reached.index], reached["sequences_to_99"], ls="", marker=marker, ms=4, color=color

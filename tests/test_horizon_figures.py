@@ -64,6 +64,13 @@ def test_median_counts_a_trial_that_never_gets_there_as_slower_than_any_other(tm
     assert "2 of 6 trials never" in description
 
 
+def test_plots_trials_of_which_none_gets_there(tmp_path):
+    trials = [make_trial([0.1, 0.1], seed=seed) for seed in (0, 1)]
+    plot_horizon(trials, trials, tmp_path)
+    with Image.open(tmp_path / "sequences_to_99.png") as image:
+        assert "2 of 2 trials never" in image.text["Description"]
+
+
 def test_gradients_are_not_plotted_without_probe(tmp_path):
     trials = [make_trial([0.1, 1, 1])]
     assert "gradients" not in [path.stem for path in plot_horizon(trials, trials, tmp_path)]
