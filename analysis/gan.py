@@ -17,10 +17,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from analysis.cli import ResultsError
-from analysis.gan_figures import plot_grids, plot_metrics, read_run, write_training_gif
-from analysis.interpolation import PAIRS, plot_interpolation, plot_smoothness
-from models import image_data
+from analysis.gan_figures import plot_grids, plot_latest, read_run, write_training_gif
+from analysis.interpolation import plot_interpolation
 from models.classifier import load_classifier
 
 
@@ -53,29 +51,16 @@ def main() -> int:
     args = parse_args()
     run, generators = read_run(args.run)
     cli.make_out_dir(args.out)
-    out, classifier, paths = args.out, load_classifier(), []
-    if not args.pair:
-        paths += plot_grids(run, generators, classifier, out)
-        data = None
-        try:
-            data = image_data.load(run.config["data"])
-        except image_data.DataError as error:
-            print(f"gan.py: no figures that need the dataset: {error}", file=sys.stderr)
-        metric_paths, table = plot_metrics(run, generators, data, classifier, out)
-        print(table)
-        paths += [*metric_paths, write_training_gif(run, generators, out)]
-    latest, seed = generators[max(generators)], run.config["seed"]
-    if not args.pair and (path := plot_smoothness(latest, seed, classifier, out)):
-        paths.append(path)
-    name = "figure7_{}_to_{}".format(*args.pair) if args.pair else "figure7"
-    pairs = [args.pair] if args.pair else list(PAIRS)
-    try:
-        paths.append(plot_interpolation(latest, seed, classifier, pairs, out, name))
-    except ResultsError as error:
-        if args.pair:
-            raise
-        print(f"gan.py: {error}", file=sys.stderr)  # the other figures are plotted
-    print("".join(f"{path}\n" for path in paths), end="")
+    out, classifier = args.out, load_classifier()
+    if args.pair:
+        latest, name = generators[max(generators)], "figure7_{}_to_{}".format(*args.pair)
+        print(plot_interpolation(latest, run.config["seed"], classifier, [args.pair], out, name))
+        return 0
+    paths, table, left_out = plot_latest(run, generators, classifier, out)
+    for sentence in left_out:
+        print(f"gan.py: {sentence}", file=sys.stderr)
+    grids = plot_grids(run, generators, classifier, out)
+    print(table, *grids, *paths, write_training_gif(run, generators, out), sep="\n")
     return 0
 
 

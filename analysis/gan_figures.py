@@ -12,6 +12,7 @@ from torch import Tensor
 from analysis.cli import ResultsError
 from analysis.figures import PALETTE, save
 from analysis.images import GRAY_IMAGE, describe_predictions, image_grid, prediction_table
+from analysis.interpolation import PAIRS, plot_interpolation, plot_smoothness
 from analysis.results import Trial, read_trials
 from models import gan, gan_metrics, image_data
 from models.classifier import Classifier
@@ -253,3 +254,27 @@ def plot_metrics(
         f"nearest training image (median distance): generated {medians['generated']:.2f}, "
         f"test images {medians['test images']:.2f}"
     )
+
+
+def plot_latest(
+    run: Trial, generators: dict[int, gan.Generator], classifier: Classifier, out: Path
+) -> tuple[list[Path], str, list[str]]:
+    """Plots all figures of a run but its grids: how it was trained, what it generates now.
+
+    Returns:
+        The paths, a table as text, and a sentence for each kind of figure that is left out.
+    """
+    data, left_out = None, []
+    try:
+        data = image_data.load(run.config["data"])
+    except image_data.DataError as error:
+        left_out.append(f"no figures that need the dataset: {error}")
+    paths, table = plot_metrics(run, generators, data, classifier, out)
+    latest, seed = generators[max(generators)], run.config["seed"]
+    if path := plot_smoothness(latest, seed, classifier, out):
+        paths.append(path)
+    try:
+        paths.append(plot_interpolation(latest, seed, classifier, list(PAIRS), out))
+    except ResultsError as error:
+        left_out.append(str(error))
+    return paths, table, left_out

@@ -31,12 +31,10 @@ from PIL import Image
 from analysis import gan_figures
 from analysis.cli import ResultsError
 from analysis.images import describe_predictions, image_grid, prediction_table
-from analysis.interpolation import PAIRS, plot_interpolation, plot_smoothness
 from analysis.results import Trial, read_trials, trials_table
 from analysis.run_figures import is_gan, is_sweep, plot_finished
 from analysis.tables import default_columns
 from analysis.transfer import add_num_test_samples
-from models import image_data
 from models.classifier import load_classifier
 from models.gan import generate
 
@@ -209,11 +207,6 @@ def gan_section(results: str, run: int, out: Path) -> tuple[str, list[dict[str, 
         trial, generators = gan_figures.read_run(results)
     except ResultsError as error:
         return f"<p>{escape(str(error))}</p>", []
-    data, missing = None, ""
-    try:
-        data = image_data.load(trial.config["data"])
-    except image_data.DataError as error:
-        missing = f"<p>No figures that need the dataset: {escape(str(error))}</p>"
     classifier = load_classifier()
     grids = []
     for epoch, generator in generators.items():
@@ -227,18 +220,15 @@ def gan_section(results: str, run: int, out: Path) -> tuple[str, list[dict[str, 
         f'<input type="range" id="epoch-{run}" data-run="{run}" min="0" max="{len(grids) - 1}" '
         f'value="{len(grids) - 1}"></figcaption></figure>'
     )
-    paths, table = gan_figures.plot_metrics(trial, generators, data, classifier, out)
-    parts = [slider, *(figure_html(path) for path in paths if path.suffix == ".png")]
-    seed, latest = trial.config["seed"], generators[max(generators)]
-    if path := plot_smoothness(latest, seed, classifier, out):
-        parts.append(figure_html(path))
-    try:
-        path = plot_interpolation(latest, seed, classifier, list(PAIRS), out)
-        parts.append(figure_html(path, css="chart wide"))
-    except ResultsError as error:
-        parts.append(f"<p>{escape(str(error))}</p>")
+    paths, table, left_out = gan_figures.plot_latest(trial, generators, classifier, out)
+    figures = [
+        figure_html(path, css="chart wide" if path.stem == "figure7" else "chart")
+        for path in paths
+        if path.suffix == ".png"
+    ]
+    notes = "".join(f"<p>{escape(sentence)}</p>" for sentence in left_out)
     metrics = f'<div class="scroll" tabindex="0"><pre>{escape(table)}</pre></div>'
-    return f'{missing}<div class="figures">{"".join(parts)}</div>{metrics}', grids
+    return f'{notes}<div class="figures">{slider}{"".join(figures)}</div>{metrics}', grids
 
 
 def _jpeg(image: Any) -> str:

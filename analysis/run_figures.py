@@ -1,17 +1,12 @@
 """All figures of a run: those that the script for its kind of run makes."""
 
-import sys
-from contextlib import suppress
 from pathlib import Path
 
 from analysis import gan_figures
-from analysis.cli import ResultsError
 from analysis.copy_first_figures import describe_copy_first, plot_copy_first
 from analysis.horizon_figures import describe_horizon, plot_horizon
-from analysis.interpolation import PAIRS, plot_interpolation, plot_smoothness
 from analysis.results import CONFIG_COLUMNS, Trial
 from analysis.sweep_figures import describe_sweep, plot_sweep
-from models import image_data
 from models.classifier import load_classifier
 
 
@@ -71,18 +66,8 @@ def plot_run(
 
 def _plot_gan(results: str, out: Path) -> tuple[list[str], list[Path]]:
     run, generators = gan_figures.read_run(results)
-    data = None
-    try:
-        data = image_data.load(run.config["data"])
-    except image_data.DataError as error:
-        print(f"{results}: no figures that need the dataset: {error}", file=sys.stderr)
     classifier = load_classifier()
-    paths = gan_figures.plot_grids(run, generators, classifier, out)
-    more, table = gan_figures.plot_metrics(run, generators, data, classifier, out)
-    paths += [path for path in more if path.suffix == ".png"]
-    latest, seed = generators[max(generators)], run.config["seed"]
-    if path := plot_smoothness(latest, seed, classifier, out):
-        paths.append(path)
-    with suppress(ResultsError):  # it does not generate these digits yet
-        paths.append(plot_interpolation(latest, seed, classifier, list(PAIRS), out))
-    return table.splitlines(), paths
+    grids = gan_figures.plot_grids(run, generators, classifier, out)
+    paths, table, left_out = gan_figures.plot_latest(run, generators, classifier, out)
+    figures = [path for path in paths if path.suffix == ".png"]
+    return [*table.splitlines(), *left_out], [*grids, *figures]
