@@ -7,7 +7,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from analysis.figures import CELL_LABELS, CELL_STYLES, INIT_LINESTYLES, PALETTE, save
 from analysis.horizon_figures import plot_gradients, spaced_ticks
@@ -31,7 +32,10 @@ def plot_copy_first(
     table = losses_on_unseen(finished, num_test_samples)
     table = table.rename(columns={"test_loss": "test_mse"}).sort_values([*CONFIG_COLUMNS, "seed"])
     paths = [plot_test_mse(table, out)] if len(table) else []
-    paths.append(plot_learning(finished, out))
+    history = history_table(finished)
+    paths.append(plot_learning(history, out))
+    if "grad_norm_first_input" in history:
+        paths.append(plot_first_gradient(history.dropna(subset="grad_norm_first_input"), out))
     gradients = gradients_table(finished)
     if len(gradients):
         paths.append(plot_gradients(gradients, out))
@@ -73,16 +77,43 @@ def plot_test_mse(table: pd.DataFrame, out: Path) -> Path:
     return save(figure, table, out, "test_mse", alt)
 
 
-def plot_learning(trials: list[Trial], out: Path) -> Path:
-    """Plots the validation error over the training steps, in a panel for each cell and length."""
-    table = pd.DataFrame(
-        [
-            {name: trial.config[name] for name in (*CONFIG_COLUMNS, "seed")}
-            | {"step": row["epoch"] * steps_per_epoch(trial), "val_mse": row["val_loss"]}
-            for trial in trials
-            for row in trial.rows
-        ]
-    )
+def history_table(trials: list[Trial]) -> pd.DataFrame:
+    """Returns a row for each epoch: the error; of probed trials the gradient at the first input.
+
+    It is that with respect to the state after the first input, which is what carries the target.
+    """
+    rows = []
+    for trial in trials:
+        settings = {name: trial.config[name] for name in (*CONFIG_COLUMNS, "seed")}
+        for row in trial.rows:
+            found = {"step": row["epoch"] * steps_per_epoch(trial), "val_mse": row["val_loss"]}
+            if norms := row.get("grad_norm_h"):  # by steps back from the end
+                found["grad_norm_first_input"] = norms[trial.config["length"] - 1]
+            rows.append(settings | found)
+    return pd.DataFrame(rows)
+
+
+def plot_learning(table: pd.DataFrame, out: Path) -> Path:
+    """Plots the validation error over the training steps."""
+    figure, panels = _plot_over_steps(table, "val_mse", "validation mean squared error")
+    for axes in panels:
+        _draw_thresholds(axes)
+    text = _describe_ends(table, "val_mse", "{:.4f}")
+    alt = f"Validation mean squared error over the steps. {text}"
+    return save(figure, table, out, "learning", alt)
+
+
+def plot_first_gradient(table: pd.DataFrame, out: Path) -> Path:
+    """Plots over the training steps the gradient that reaches the first input."""
+    name, ylabel = "grad_norm_first_input", "gradient norm after the first input"
+    figure, _ = _plot_over_steps(table, name, ylabel)
+    text = _describe_ends(table, name, "{:.0e}")
+    alt = f"Norm of the gradient with respect to the state after the first input. {text}"
+    return save(figure, table, out, "first_gradient", alt)
+
+
+def _plot_over_steps(table: pd.DataFrame, column: str, ylabel: str) -> tuple[Figure, list[Axes]]:
+    """Plots a column over the training steps, in a panel for each cell and length."""
     groups = list(table.groupby(["cell", "length"]))
     columns = min(4, table["length"].nunique())
     rows = -(-len(groups) // columns)
@@ -93,22 +124,26 @@ def plot_learning(trials: list[Trial], out: Path) -> Path:
     shown: dict[str, Artist] = {}
     for axes, ((cell, length), part) in zip(panels.flat, groups, strict=False):
         for (init, _), curve in part.groupby(["init", "seed"]):
-            (line,) = axes.plot(curve["step"], curve["val_mse"], lw=1.2, color=INIT_COLORS[init])
+            (line,) = axes.plot(curve["step"], curve[column], lw=1.2, color=INIT_COLORS[init])
             shown[init] = line
-        _draw_thresholds(axes)
         axes.set(title=f"{CELL_LABELS[cell]}, length {length}", yscale="log")
+        axes.xaxis.set_major_locator(MaxNLocator(4))
     for axes in panels.flat[len(groups) :]:
         axes.set_visible(False)
     figure.supxlabel("training steps")
-    figure.supylabel("validation mean squared error")
+    figure.supylabel(ylabel)
     figure.legend(list(shown.values()), list(shown), loc="outside right upper")
+    return figure, list(panels.flat[: len(groups)])
+
+
+def _describe_ends(table: pd.DataFrame, column: str, form: str) -> str:
+    """Says of each trial what a column was after its last epoch."""
     last = table.groupby([*CONFIG_COLUMNS, "seed"]).tail(1)
-    alt = "Validation mean squared error over the steps. " + " ".join(
-        f"{CELL_LABELS[row.cell]}, {row.init}, length {row.length}, seed {row.seed}: "
-        f"{row.val_mse:.4f} after {row.step:,} steps."
-        for row in last.itertuples()
+    return " ".join(
+        f"{CELL_LABELS[row['cell']]}, {row['init']}, length {row['length']}, seed {row['seed']}: "
+        f"{form.format(row[column])} after {row['step']:,} steps."
+        for row in last.to_dict("records")
     )
-    return save(figure, table, out, "learning", alt)
 
 
 def _draw_thresholds(axes: Axes) -> None:

@@ -45,7 +45,7 @@ HORIZON_LENGTHS = (10, 20, 35, 50, 75, 100, 150)
 COPY_FIRST = GridConfig(
     task="copy-first",
     cells=("lstm", "gru"),
-    lengths=(50, 100),
+    lengths=(5, 50, 100),
     seeds=(0,),
     inits=("keras", "uniform", "chrono"),
     epochs=67,
@@ -122,7 +122,7 @@ PRESETS = {
         ),
     ),
     "copy-first": Preset(
-        "copy-first of LSTM and GRU: lengths 50, 100; 3 inits, 1 seed",
+        "copy-first of LSTM and GRU: lengths 5, 50, 100; 3 inits, 1 seed",
         (COPY_FIRST,),
         any_cell=True,
     ),

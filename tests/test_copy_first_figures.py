@@ -53,8 +53,8 @@ def test_script_plots_the_error_of_each_network_on_unseen_sequences(run, call_ma
     folder, networks = run
     done = call_main(sweep.main, folder, "--out", tmp_path, "--num-test-samples", SAMPLES)
     assert (done.returncode, done.stderr) == (0, "")
-    names = ["test_mse", "learning", "gradients"]
-    assert done.stdout.splitlines()[-3:] == [str(tmp_path / f"{name}.png") for name in names]
+    names = ["test_mse", "learning", "first_gradient", "gradients"]
+    assert done.stdout.splitlines()[-4:] == [str(tmp_path / f"{name}.png") for name in names]
     assert done.stdout.startswith("GRU, chrono initialization, length 3: 0 of 2 solved; test MSE ")
     for name in names:
         with Image.open(tmp_path / f"{name}.png") as image:
@@ -68,6 +68,12 @@ def test_script_plots_the_error_of_each_network_on_unseen_sequences(run, call_ma
         assert row["test_mse"] == pytest.approx(expected, rel=1e-5)
     learning = pd.read_csv(tmp_path / "learning.csv")
     assert sorted(learning["step"].unique()) == [9, 18]
+    gradients = pd.read_csv(tmp_path / "gradients.csv").query("epoch_label == 'last epoch'")
+    first_input = gradients[gradients["steps_back"] == gradients["length"] - 1]
+    keys = ["cell", "init", "length", "seed"]
+    merged = first_input.merge(learning[learning["step"] == 18], on=keys, validate="1:1")
+    assert len(merged) == 8
+    assert (merged["grad_norm_first_input"] == merged["grad_norm_h"]).all()
 
 
 def test_tables_and_page_show_the_error_instead_of_an_accuracy(run, call_main, tmp_path):
