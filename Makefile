@@ -5,14 +5,14 @@
 # make bench     benchmarks, each side by side with what it is compared with
 # make soak      half an hour of faults on a cluster of three hosts
 # make results   the experiments of docs/ in full: hours; re-run it to resume. Parts of it:
-#                results-figures, results-horizon, results-gan
+#                results-figures, results-horizon, results-copy-first, results-gan
 # make constraints   all checks with the newest packages, whose versions go to constraints.txt
 PYTHON ?= python3
 BIN := .venv/bin
 RESULTS ?= results
 
 .PHONY: demo lint check test compat bench soak constraints test-tools
-.PHONY: results results-figures results-horizon results-gan
+.PHONY: results results-figures results-horizon results-copy-first results-gan
 
 # Installs the versions of the last green run, if $(PYTHON) is the Python that it used.
 .venv/installed: pyproject.toml constraints.txt
@@ -34,7 +34,7 @@ HORIZON := $(BIN)/python analysis/horizon.py
 COLUMNS := cell,init,length,seed,epoch,train_loss,val_loss,val_accuracy,train_seconds
 HORIZON_COLUMNS := $(COLUMNS),val_accuracy_within_epoch,epoch_seconds
 
-results: results-figures results-horizon results-gan
+results: results-figures results-horizon results-copy-first results-gan
 	$(BIN)/python analysis/report.py "$(RESULTS)/figures-rmsprop" "$(RESULTS)/figures-adam" "$(RESULTS)/gan-report" \
 	  --out "$(RESULTS)/report.html"
 
@@ -89,6 +89,13 @@ results-horizon: .venv/installed
 	  --csv docs/horizon/fresh-ablation/epochs.csv.gz
 
 # The GAN with three seeds, and the usual public script.
+# Benchmark 1 of Vecoven, Ernst & Drion (2021), one seed.
+results-copy-first: .venv/installed
+	$(SWEEP) --preset copy-first --probe --name copy-first
+	$(BIN)/python analysis/sweep.py "$(RESULTS)/copy-first" --num-test-samples 50000 --out docs/copy-first
+	$(TRIALS) "$(RESULTS)/copy-first" --csv docs/copy-first/epochs.csv.gz \
+	  --columns cell,init,length,seed,epoch,train_loss,val_loss,grad_norm,train_seconds,epoch_seconds,hardware
+
 GAN := $(BIN)/python jobs/gan.py --storage "$(RESULTS)"
 results-gan: .venv/installed
 	$(GAN) --seed 0 --name gan-report

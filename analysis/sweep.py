@@ -6,8 +6,9 @@
 
 Each figure is a PNG, with its data beside it as a CSV; accuracy_drops.csv lists
 the sharp drops, of over 20 points within an epoch. The networks are tested on
-unseen palindromes of all lengths. Of task copy-first: test MSE over length and
-learning curves. Unfinished trials are left out, and counted.
+unseen palindromes of all lengths. Of task copy-first: test MSE over length,
+learning curves, and the gradients that --probe recorded. Unfinished trials are
+left out, and counted.
 """
 
 from analysis import cli
