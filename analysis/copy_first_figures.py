@@ -100,7 +100,8 @@ def plot_learning(table: pd.DataFrame, out: Path) -> Path:
         _draw_thresholds(axes)
     text = _describe_ends(table, "val_mse", "{:.4f}")
     alt = f"Validation mean squared error over the steps. {text}"
-    return save(figure, table, out, "learning", alt)
+    data = table.drop(columns="grad_norm_first_input", errors="ignore")
+    return save(figure, data, out, "learning", alt)
 
 
 def plot_first_gradient(table: pd.DataFrame, out: Path) -> Path:
@@ -109,7 +110,7 @@ def plot_first_gradient(table: pd.DataFrame, out: Path) -> Path:
     figure, _ = _plot_over_steps(table, name, ylabel)
     text = _describe_ends(table, name, "{:.0e}")
     alt = f"Norm of the gradient with respect to the state after the first input. {text}"
-    return save(figure, table, out, "first_gradient", alt)
+    return save(figure, table.drop(columns="val_mse"), out, "first_gradient", alt)
 
 
 def _plot_over_steps(table: pd.DataFrame, column: str, ylabel: str) -> tuple[Figure, list[Axes]]:

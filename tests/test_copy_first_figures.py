@@ -71,7 +71,8 @@ def test_script_plots_the_error_of_each_network_on_unseen_sequences(run, call_ma
     gradients = pd.read_csv(tmp_path / "gradients.csv").query("epoch_label == 'last epoch'")
     first_input = gradients[gradients["steps_back"] == gradients["length"] - 1]
     keys = ["cell", "init", "length", "seed"]
-    merged = first_input.merge(learning[learning["step"] == 18], on=keys, validate="1:1")
+    over_steps = pd.read_csv(tmp_path / "first_gradient.csv").query("step == 18")
+    merged = first_input.merge(over_steps, on=keys, validate="1:1")
     assert len(merged) == 8
     assert (merged["grad_norm_first_input"] == merged["grad_norm_h"]).all()
 
