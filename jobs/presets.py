@@ -122,7 +122,7 @@ PRESETS = {
         ),
     ),
     "copy-first": Preset(
-        "copy-first of LSTM and GRU: lengths 5, 50, 100; 3 inits, 1 seed",
+        "copy-first of LSTM, GRU: lengths 5, 50, 100; 3 inits, 1 seed",
         (COPY_FIRST,),
         any_cell=True,
     ),
