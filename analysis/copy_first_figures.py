@@ -34,7 +34,7 @@ def plot_copy_first(
     paths = [plot_test_mse(table, out)] if len(table) else []
     history = history_table(finished)
     paths.append(plot_learning(history, out))
-    if "grad_norm_first_input" in history:
+    if "grad_norm_first_input" in history and history["grad_norm_first_input"].notna().any():
         paths.append(plot_first_gradient(history.dropna(subset="grad_norm_first_input"), out))
     gradients = gradients_table(finished)
     if len(gradients):
@@ -80,7 +80,7 @@ def plot_test_mse(table: pd.DataFrame, out: Path) -> Path:
 def history_table(trials: list[Trial]) -> pd.DataFrame:
     """Returns a row for each epoch: the error; of probed trials the gradient at the first input.
 
-    It is that with respect to the state after the first input, which is what carries the target.
+    It is that with respect to the hidden states after the first input.
     """
     rows = []
     for trial in trials:

@@ -102,6 +102,12 @@ def test_diverged_trials_and_those_without_checkpoints_are_plotted(run, call_mai
     assert (done.returncode, done.stderr) == (0, "")
     with Image.open(tmp_path / "learning.png") as image:
         assert "seed 0: nan after 18 steps." in image.text["Description"]
+    for row in trial.rows:
+        row["grad_norm_h"] = [math.nan] * len(row["grad_norm_h"])
+    gone = write_trials(tmp_path / "gone", trial)
+    done = call_main(sweep.main, gone, "--out", tmp_path / "out")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not (tmp_path / "out" / "first_gradient.png").exists()
 
 
 def test_runs_of_other_numbers_of_layers_are_not_pooled(run, call_main, tmp_path):
