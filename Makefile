@@ -88,7 +88,6 @@ results-horizon: .venv/installed
 	$(TRIALS) "$(RESULTS)/fresh-ablation" --columns variant,$(HORIZON_COLUMNS) \
 	  --csv docs/horizon/fresh-ablation/epochs.csv.gz
 
-# The GAN with three seeds, and the usual public script.
 # Benchmark 1 of Vecoven, Ernst & Drion (2021), one seed.
 results-copy-first: .venv/installed
 	$(SWEEP) --preset copy-first --probe --name copy-first
@@ -96,6 +95,7 @@ results-copy-first: .venv/installed
 	$(TRIALS) "$(RESULTS)/copy-first" --csv docs/copy-first/epochs.csv.gz \
 	  --columns cell,init,length,seed,epoch,train_loss,val_loss,grad_norm,train_seconds,epoch_seconds,hardware
 
+# The GAN with three seeds, and the usual public script.
 GAN := $(BIN)/python jobs/gan.py --storage "$(RESULTS)"
 results-gan: .venv/installed
 	$(GAN) --seed 0 --name gan-report

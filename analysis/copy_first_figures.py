@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import torch
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,10 +16,16 @@ from analysis.horizon_figures import plot_gradients, spaced_ticks
 from analysis.results import CONFIG_COLUMNS, Trial
 from analysis.transfer import losses_on_unseen
 from analysis.trial_metrics import gradients_table, steps_per_epoch
-from models.recurrent import INIT_NAMES
+from models import recurrent
+from models.gradient_flow import gradient_norms
+from models.sequences import Sequences
 from models.tasks import CopyFirst
 
-INIT_COLORS = dict(zip(INIT_NAMES, cycle(PALETTE), strict=False))
+INIT_COLORS = dict(zip(recurrent.INIT_NAMES, cycle(PALETTE), strict=False))
+THRESHOLDS = {"chance": CopyFirst.chance, "solved": CopyFirst.solved_mse}
+FLOAT32_MIN = {"smallest number of float32": torch.finfo(torch.float32).smallest_normal * 2**-23}
+PAPER_LENGTHS = (5, 50, 100, 300, 600)  # of Vecoven et al. 2021
+UNTRAINED_SEQUENCES = 20  # for the gradient of an untrained network: a mean over sequences
 
 
 def plot_copy_first(
@@ -36,6 +43,7 @@ def plot_copy_first(
     paths.append(plot_learning(history, out))
     if "grad_norm_first_input" in history and history["grad_norm_first_input"].notna().any():
         paths.append(plot_first_gradient(history.dropna(subset="grad_norm_first_input"), out))
+        paths.append(plot_untrained_gradient(untrained_gradients_table(finished), out))
     gradients = gradients_table(finished)
     if len(gradients):
         paths.append(plot_gradients(gradients, out))
@@ -57,24 +65,72 @@ def describe_copy_first(table: pd.DataFrame) -> list[str]:
 
 def plot_test_mse(table: pd.DataFrame, out: Path) -> Path:
     """Plots the test error over the length: each seed, and a line through the seeds' medians."""
+    figure, axes = _plot_over_length(table, "test_mse")
+    _draw_lines(axes, THRESHOLDS)
+    title = "Copy the first input: error after training"
+    axes.set(ylabel="test mean squared error", title=title)
+    alt = "Test mean squared error. " + ". ".join(describe_copy_first(table)) + "."
+    return save(figure, table, out, "test_mse", alt)
+
+
+def untrained_gradients_table(trials: list[Trial]) -> pd.DataFrame:
+    """Returns the gradient at the first input of the trials' networks before training.
+
+    It is that with respect to the hidden states after the first input, at each of PAPER_LENGTHS,
+    also those without a trial. In float64: float32 has no positive numbers below 1e-45.
+    """
+    rows = []
+    of_one_length = {
+        (trial.config["cell"], trial.config["init"], trial.config["seed"]): trial
+        for trial in trials
+    }
+    for (cell, init, seed), trial in of_one_length.items():
+        config = trial.config
+        for length in PAPER_LENGTHS:
+            network = recurrent.build(
+                cell, config["hidden_size"], init, seed, length, config["input_encoding"],
+                config["num_layers"], trial.task.num_outputs,
+            ).double()  # fmt: skip
+            data = trial.task.sample_unseen(seed, length, UNTRAINED_SEQUENCES)
+            data = Sequences(data.inputs.double(), data.targets.double())
+            norm = gradient_norms(network, trial.task, data)["h"][length - 1].item()
+            labels = {"cell": cell, "init": init, "length": length, "seed": seed}
+            rows.append({**labels, "grad_norm_first_input": norm})
+    return pd.DataFrame(rows).sort_values([*CONFIG_COLUMNS, "seed"])
+
+
+def plot_untrained_gradient(table: pd.DataFrame, out: Path) -> Path:
+    """Plots over the length the gradient that reaches the first input before training."""
+    column = "grad_norm_first_input"
+    figure, axes = _plot_over_length(table, column)
+    if table[column].min() < min(FLOAT32_MIN.values()):
+        _draw_lines(axes, FLOAT32_MIN)
+    title = "Copy the first input: gradient before training"
+    axes.set(ylabel="gradient norm after the first input", title=title)
+    medians = table.groupby(CONFIG_COLUMNS)[column].median()
+    text = " ".join(
+        f"{CELL_LABELS[cell]}, {init}, length {length}: {norm:.0e}."
+        for (cell, init, length), norm in medians.items()
+    )
+    alt = f"Gradient norm after the first input before training, median of the seeds. {text}"
+    return save(figure, table, out, "untrained_gradient", alt)
+
+
+def _plot_over_length(table: pd.DataFrame, column: str) -> tuple[Figure, Axes]:
+    """Plots a column over the length: each seed, and a line through the seeds' medians."""
     figure, axes = plt.subplots(figsize=(7, 4))
     for (cell, init), part in table.groupby(["cell", "init"]):
         style = {**CELL_STYLES[cell], "color": INIT_COLORS[init]}
-        median = part.groupby("length")["test_mse"].median()
+        median = part.groupby("length")[column].median()
         label = f"{CELL_LABELS[cell]}, {init} initialization"
-        axes.plot(part["length"], part["test_mse"], ls="", label=label, **style)
+        axes.plot(part["length"], part[column], ls="", label=label, **style)
         axes.plot(median.index, median, ls=INIT_LINESTYLES[init], lw=1.4, color=style["color"])
-    _draw_thresholds(axes)
-    axes.set(
-        xscale="log", yscale="log", xlabel="sequence length (numbers read)",
-        ylabel="test mean squared error", title="Copy the first input: error after training",
-    )  # fmt: skip
+    axes.set(xscale="log", yscale="log", xlabel="sequence length (numbers read)")
     axes.xaxis.set_major_locator(FixedLocator(spaced_ticks(table["length"])))
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    alt = "Test mean squared error. " + ". ".join(describe_copy_first(table)) + "."
-    return save(figure, table, out, "test_mse", alt)
+    return figure, axes
 
 
 def history_table(trials: list[Trial]) -> pd.DataFrame:
@@ -97,7 +153,7 @@ def plot_learning(table: pd.DataFrame, out: Path) -> Path:
     """Plots the validation error over the training steps."""
     figure, panels = _plot_over_steps(table, "val_mse", "validation mean squared error")
     for axes in panels:
-        _draw_thresholds(axes)
+        _draw_lines(axes, THRESHOLDS)
     text = _describe_ends(table, "val_mse", "{:.4f}")
     alt = f"Validation mean squared error over the steps. {text}"
     data = table.drop(columns="grad_norm_first_input", errors="ignore")
@@ -147,8 +203,7 @@ def _describe_ends(table: pd.DataFrame, column: str, form: str) -> str:
     )
 
 
-def _draw_thresholds(axes: Axes) -> None:
-    """Draws the errors of a network at chance and of one that has solved the task."""
-    for value, name in ((CopyFirst.chance, "chance"), (CopyFirst.solved_mse, "solved")):
+def _draw_lines(axes: Axes, values: dict[str, float]) -> None:
+    for name, value in values.items():
         axes.axhline(value, color="black", lw=1, ls=(0, (1, 2)))
         axes.text(0.01, value, name, transform=axes.get_yaxis_transform(), va="bottom", size=8)

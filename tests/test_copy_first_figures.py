@@ -8,17 +8,23 @@ import torch
 from fake_trials import make_trial, write_trials
 from PIL import Image
 
-from analysis import compare, horizon, report, sweep, trials
+from analysis import compare, copy_first_figures, horizon, report, sweep, trials
 from analysis.results import read_trials, trials_table
 from analysis.tables import default_columns, fit_to_width
 from jobs import machine
 from jobs.grid import GridConfig, trial_configs, trial_name
 from jobs.learner import Learner, run_epoch
 from models import checkpoint
+from models.gradient_flow import gradient_norms
 from models.recurrent_training import evaluate
 from models.tasks import TASKS
 
 TASK, SAMPLES = TASKS["copy-first"], 200
+
+
+@pytest.fixture(autouse=True)
+def short_lengths(monkeypatch):
+    monkeypatch.setattr(copy_first_figures, "PAPER_LENGTHS", (3, 20))  # not 600: it takes seconds
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +59,8 @@ def test_script_plots_the_error_of_each_network_on_unseen_sequences(run, call_ma
     folder, networks = run
     done = call_main(sweep.main, folder, "--out", tmp_path, "--num-test-samples", SAMPLES)
     assert (done.returncode, done.stderr) == (0, "")
-    names = ["test_mse", "learning", "first_gradient", "gradients"]
-    assert done.stdout.splitlines()[-4:] == [str(tmp_path / f"{name}.png") for name in names]
+    names = ["test_mse", "learning", "first_gradient", "untrained_gradient", "gradients"]
+    assert done.stdout.splitlines()[-5:] == [str(tmp_path / f"{name}.png") for name in names]
     assert done.stdout.startswith("GRU, chrono initialization, length 3: 0 of 2 solved; test MSE ")
     for name in names:
         with Image.open(tmp_path / f"{name}.png") as image:
@@ -75,6 +81,19 @@ def test_script_plots_the_error_of_each_network_on_unseen_sequences(run, call_ma
     merged = first_input.merge(over_steps, on=keys, validate="1:1")
     assert len(merged) == 8
     assert (merged["grad_norm_first_input"] == merged["grad_norm_h"]).all()
+
+
+def test_the_gradient_before_training_is_that_of_the_networks_that_are_trained(run):
+    folder, _ = run
+    found = read_trials(str(folder))
+    table = copy_first_figures.untrained_gradients_table(found)
+    assert len(table) == 2 * 2 * 2 * 2  # cells, initializations, lengths, seeds
+    for row in table.to_dict("records"):
+        labels = {name: row[name] for name in ("cell", "init", "seed", "length")}
+        learner = Learner({**found[0].config, **labels}, 9, torch.device("cpu"))
+        data = TASK.sample_unseen(row["seed"], row["length"], 20)
+        expected = gradient_norms(learner.network, TASK, data)["h"][-2].item()
+        assert row["grad_norm_first_input"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_tables_and_page_show_the_error_instead_of_an_accuracy(run, call_main, tmp_path):
