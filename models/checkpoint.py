@@ -17,6 +17,9 @@ import torch
 
 Row = dict[str, Any]
 
+# What reading a missing file raises. Other errors, as of a network, say nothing about a checkpoint.
+MISSING = (FileNotFoundError, NotADirectoryError)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -50,22 +53,26 @@ def load_latest(
     Args:
         names: the checkpoint folders of a run, in any order. A folder's number says nothing about
             its epoch: a resumed run may number its checkpoints from any number.
-        read: returns the bytes of the file at `name/file`; raises OSError if there is none.
+        read: returns the bytes of the file at `name/file`; raises one of MISSING if there is none.
 
     Returns:
         The checkpoint, None if there is no valid one; and the names of corrupt checkpoints.
+
+    Raises:
+        OSError: the storage cannot be read. To train from an older checkpoint, or from none,
+            would lose epochs.
     """
     summaries, corrupt = [], []
     for name in names:
         try:
             summary = json.loads(read(f"{name}/checkpoint.json"))
             summaries.append((len(summary["history"]), summary["sha256"], name, summary))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (*MISSING, ValueError, KeyError, TypeError):
             corrupt.append(name)
     for _, sha256, name, summary in sorted(summaries, key=lambda item: item[0], reverse=True):
         try:
             content = read(f"{name}/state.pt")
-        except OSError:
+        except MISSING:
             content = b""
         if hashlib.sha256(content).hexdigest() == sha256:
             state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import pickle
@@ -76,6 +77,17 @@ def test_nothing_is_loaded_if_every_checkpoint_is_corrupt_or_none_exists(run):
     shutil.rmtree(run)
     run.mkdir()
     assert load_latest(run) == (None, [])
+
+
+@pytest.mark.parametrize("file", ["state.pt", "checkpoint.json"])
+def test_storage_that_cannot_be_read_is_no_corrupt_checkpoint(run, file):
+    def read(name: str) -> bytes:
+        if name == f"checkpoint_000002/{file}":
+            raise OSError(errno.EIO, "AWS Error NETWORK_CONNECTION")
+        return (run / name).read_bytes()
+
+    with pytest.raises(OSError, match="NETWORK_CONNECTION"):
+        checkpoint.load_latest([path.name for path in run.iterdir()], read)
 
 
 class MakesFolder:
