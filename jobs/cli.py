@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from jobs import interrupt
 from jobs.errors import UserError
 from jobs.formatting import format_value, pluralize
+from jobs.progress import stdout_may_be_closed
 
 if TYPE_CHECKING:  # loading torch takes seconds
     from jobs.storage import StorageDir
@@ -42,7 +43,7 @@ def arg(default: Any, help: str, metavar: str | None = None) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class LaunchArgs:
-    """Where and how a job runs. All of it but the name may change on resume."""
+    """Where and how a job runs. Storage and name identify a run; the rest may change."""
 
     storage: str = arg("~/ray_results", "shared folder or URI")
     name: str = arg("", "run and folder name (from the preset)")
@@ -191,13 +192,16 @@ def print_summary(
     Args:
         analysis: the script that plots the results.
     """
-    print("".join(f"failed: {failure}\n" for failure in failures), end="")
-    print(f"{done} of {pluralize(total, unit)} done: {folder.uri}")
-    if done < total:
-        print(f"to resume: {resume_command(folder.name)}")
-        return 1 if failures else interrupt.exit_code
-    print(f"next: {shell_command(analysis, [folder.uri])}")
-    return 0
+    with stdout_may_be_closed():
+        print("".join(f"failed: {failure}\n" for failure in failures), end="")
+        print(f"{done} of {pluralize(total, unit)} done: {folder.uri}")
+        if done < total:
+            print(f"to resume: {resume_command(folder.name)}")
+        else:
+            print(f"next: {shell_command(analysis, [folder.uri])}")
+    if done == total:
+        return 0
+    return interrupt.exit_code if interrupt.interrupted.is_set() and not failures else 1
 
 
 def run_main(main: Callable[[], int]) -> typing.NoReturn:

@@ -9,8 +9,9 @@ import time
 from contextlib import suppress
 from typing import Any
 
+COMMAND = "the command without --fresh" if "--fresh" in sys.argv else "the same command"
 INTERRUPT_MESSAGE = (
-    "Interrupted, shutting down. Re-run the same command to resume (Ctrl-C again to force quit)."
+    f"Interrupted, shutting down. Re-run {COMMAND} to resume (Ctrl-C again to force quit)."
 )
 EXIT_CODES = {int(signal.SIGINT): 130, int(signal.SIGTERM): 143}  # as shells have them
 DEBOUNCE_SECONDS = 0.3  # some programs forward to their child what the terminal sends to both

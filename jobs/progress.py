@@ -4,7 +4,18 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def stdout_may_be_closed() -> Iterator[None]:
+    """Sends all output to /dev/null once stdout is closed, as by `| head`: training goes on."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class StatusLine:
@@ -24,13 +35,15 @@ class StatusLine:
         if line != self.last:
             self.last = line
             width = shutil.get_terminal_size().columns - 1
-            sys.stdout.write(f"\r\033[K{line[:width]}" if terminal else line + os.linesep)
-            sys.stdout.flush()
+            with stdout_may_be_closed():
+                sys.stdout.write(f"\r\033[K{line[:width]}" if terminal else line + os.linesep)
 
     def print_line(self, text: str) -> None:
         """Prints a line that stays."""
-        print(f"\r\033[K{text}" if sys.stdout.isatty() else text, flush=True)
+        with stdout_may_be_closed():
+            print(f"\r\033[K{text}" if sys.stdout.isatty() else text)
 
     def clear(self) -> None:
         if sys.stdout.isatty():
-            sys.stdout.write("\r\033[K")
+            with stdout_may_be_closed():
+                sys.stdout.write("\r\033[K")

@@ -99,7 +99,14 @@ def describe_error(text: str) -> str:
         return "killed: the node ran out of memory (lower --max-concurrent, raise --cpus-per-trial)"
     # The second if Ray does not notice the death within a second, or cannot reach the host.
     died = any(message in text for message in ("The actor died", "ActorUnavailableError"))
-    return "its process died" if died else text.strip().splitlines()[-1]
+    if died:
+        return "its process died"
+    lines = text.strip().splitlines() or ["unknown error"]
+    frames = [number for number, line in enumerate(lines) if line.startswith('  File "')]
+    if not frames:
+        return lines[-1]
+    # The first line after the last frame of a traceback: a message may have several.
+    return next((line for line in lines[frames[-1] :] if not line.startswith(" ")), lines[-1])
 
 
 def authenticate(address: str) -> None:

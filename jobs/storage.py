@@ -93,6 +93,8 @@ def open_dir(storage: str) -> StorageDir:
     Raises:
         UserError: the URI is invalid or its storage cannot be reached.
     """
+    if not storage:  # as of an unset variable of the shell
+        raise UserError("--storage: is empty")
     if "://" not in storage:
         expanded = os.path.expanduser(storage)
         if expanded.startswith("~"):
@@ -274,7 +276,10 @@ def write_rows(folder: StorageDir, history: list[dict[str, Any]]) -> None:
 def has_started(folder: StorageDir) -> bool:
     """Returns whether a run's workers have written its rows since this command's settings."""
     paths = [f"{folder.path}/{name}" for name in (SETTINGS, "result.json")]
-    settings, rows = folder.filesystem.get_file_info(paths)
+    try:
+        settings, rows = folder.filesystem.get_file_info(paths)
+    except OSError:  # a network that fails for a moment
+        return False
     return rows.mtime is not None and rows.mtime >= settings.mtime
 
 

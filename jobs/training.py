@@ -100,9 +100,8 @@ def run_training(trainer: TorchTrainer, progress: Progress) -> list[str]:
     ended, folder = threading.Event(), progress.folder
 
     def show() -> None:
-        with suppress(BrokenPipeError):  # stdout is closed: no reason to stop training
-            while not ended.wait(1):
-                progress.update()
+        while not ended.wait(1):
+            progress.update()
 
     display = threading.Thread(target=show, daemon=True)
     display.start()
@@ -120,8 +119,7 @@ def run_training(trainer: TorchTrainer, progress: Progress) -> list[str]:
     finally:
         ended.set()
         display.join()
-        with suppress(BrokenPipeError):
-            progress.report_events()  # of workers that took less than a second
+        progress.report_events()  # of workers that took less than a second
         progress.line.clear()
 
 

@@ -74,7 +74,7 @@ def load(source: str | Path | None = None) -> ImageSplits:
     """
     if source in NAMED_DATASETS:
         path, check_md5 = named_dataset(str(source)), False
-    elif source:
+    elif source is not None:
         path, check_md5 = Path(source), False
     else:
         path, check_md5 = MNIST, True

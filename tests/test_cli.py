@@ -2,13 +2,21 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from processes import REPO
 
-from jobs import sweep
-from jobs.cli import parse_float_pair, parse_int_ranges, parse_names, resume_command, shell_command
+from jobs import interrupt, storage, sweep
+from jobs.cli import (
+    parse_float_pair,
+    parse_int_ranges,
+    parse_names,
+    print_summary,
+    resume_command,
+    shell_command,
+)
 from jobs.formatting import format_value
 
 
@@ -26,6 +34,7 @@ from jobs.formatting import format_value
         ("--seed 3", "unrecognized"),  # not an abbreviation of --seeds
         ("--name a/b", "--name 'a/b': a name consists of"),
         ("--storage s3://", "--storage s3://"),
+        ("--storage=", "--storage: is empty"),
         ("--cpus-per-trial 0", "--cpus-per-trial 0: must be at least 1"),
         ("--max-concurrent 0", "--max-concurrent 0: must be at least 1"),
         ("--ablate", "--ablate: requires --preset horizon"),
@@ -71,6 +80,39 @@ def test_commands_under_ray_submit_are_for_the_terminal_of_the_user(monkeypatch)
     assert shell_command("analysis/sweep.py", [uri]) == (
         f"ray submit cluster.yaml analysis/sweep.py -- \"'{uri}'\""
     )
+
+
+@pytest.mark.parametrize(
+    ("done", "failures", "interrupted", "code"),
+    [
+        (4, [], False, 0),
+        (4, [], True, 0),
+        (3, [], True, 130),
+        (3, [], False, 1),
+        (3, ["reason"], True, 1),
+    ],
+)
+def test_exit_code_is_that_of_a_signal_only_after_one(
+    monkeypatch, tmp_path, done, failures, interrupted, code
+):
+    monkeypatch.setattr(interrupt, "interrupted", threading.Event())
+    if interrupted:
+        interrupt.interrupted.set()
+    folder = storage.open_dir(str(tmp_path))
+    assert print_summary(done, 4, "epoch", folder, failures, "analysis/gan.py") == code
+
+
+def test_training_goes_on_when_stdout_is_closed():
+    code = "from jobs import cli, progress, storage\nline = progress.StatusLine()\n"
+    code += "for i in range(3): line.next_time = 0; line.update(lambda: 'a' * 9999 + str(i))\n"
+    code += "line.print_line('b'); line.clear()\n"
+    code += "cli.run_main(lambda: cli.print_summary(1, 1, 'x', storage.open_dir('/'), [], 'y'))"
+    job = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    job.stdout.close()
+    assert (job.stderr.read(), job.wait()) == (b"", 0)
+    job.stderr.close()
 
 
 def test_jobs_start_for_a_user_without_a_home_directory():

@@ -137,6 +137,14 @@ def test_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch,
     assert capsys.readouterr().out.startswith("no locks on this file system")
 
 
+def test_run_whose_storage_cannot_be_asked_has_not_started_as_far_as_is_known(tmp_path):
+    class Failing:
+        def get_file_info(self, paths: list[str]) -> None:
+            raise OSError("AWS Error NETWORK_CONNECTION")
+
+    assert not storage.has_started(storage.StorageDir("s3://x", Failing(), "x"))
+
+
 def test_home_directory_of_an_unknown_user_is_refused():
     with pytest.raises(UserError, match="--storage ~unknown/runs: there is no such home directory"):
         storage.run_dir("~unknown/runs", "sweep", fresh=False)

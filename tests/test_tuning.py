@@ -44,6 +44,27 @@ def test_permanent_failures_are_reported_in_one_line_each(outcome, failures):
     assert sweep.run_trials(FakeTuner()) == failures
 
 
+TRACEBACK = """Traceback (most recent call last):
+  File "/x.py", line 3, in train
+    loss.backward()
+    ^^^^^^^^^^^^^^^
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (f"{TRACEBACK}ValueError: bad", "ValueError: bad"),
+        (f"{TRACEBACK}CudaError: out of memory\nCompile with it.", "CudaError: out of memory"),
+        (f"{TRACEBACK}KeyError: 1\n\nDuring it:\n\n{TRACEBACK}OSError: 2\nx", "OSError: 2"),
+        ("first\nbad", "bad"),
+        ("", "unknown error"),
+    ],
+)
+def test_error_of_a_trial_is_the_first_line_of_its_message(text, reason):
+    assert describe_error(text) == reason
+
+
 # Finished trials
 
 
