@@ -60,7 +60,9 @@ class GANConfig:
 @dataclass(frozen=True)
 class GANLaunchArgs(cli.LaunchArgs):
     workers: str = arg("auto", "workers (auto: one per GPU, else 1)", "N|N-N|auto")
-    cpus_per_worker: int | None = arg(None, "CPUs and threads of a worker (all, split evenly)")
+    cpus_per_worker: int | None = arg(
+        None, "CPUs and threads of a worker (with a GPU 1, else all, split evenly)"
+    )
     gpus_per_worker: str = arg("auto", "GPUs of a worker (auto: 1, without GPUs 0)", "N|auto")
 
 

@@ -11,7 +11,7 @@ from jobs.cli import arg
 from jobs.errors import UserError
 from jobs.formatting import format_difference, format_value, pluralize
 from models import recurrent
-from models.tasks import LATER_SETTINGS, TASKS, TaskName
+from models.tasks import LATER_SETTINGS, TASKS, CopyFirst, Palindrome, TaskName
 
 Trials = dict[str, dict[str, Any]]  # the settings of each trial, by its name
 
@@ -42,9 +42,9 @@ class GridConfig:
     seeds: tuple[int, ...] = arg(range(3), "seeds of data, initialization and order")
     inits: tuple[str, ...] = arg(("uniform",), ", ".join(recurrent.INIT_NAMES))
     variants: tuple[str, ...] = arg(("full",), f"variants: {', '.join(VARIANTS)}")
-    task: TaskName = arg("palindrome", "palindrome or copy-first", "NAME")
+    task: TaskName = arg("palindrome", " or ".join(TASKS), "NAME")
     epochs: int = arg(20, "maximum number of epochs")
-    num_sequences: int = arg(100_000, "sequences, a fifth for validation")
+    num_sequences: int = arg(100_000, "training and validation sequences")
     batch_size: int = arg(128, "batch size")
     lr: float = arg(0.001, "learning rate")
     hidden_size: int = arg(128, "size of the hidden state")
@@ -57,7 +57,9 @@ class GridConfig:
         "raw", f"of a digit: {', '.join(recurrent.INPUT_ENCODINGS)}", "NAME"
     )
     stop_after_solved_epochs: int | None = arg(
-        None, "stop after so many epochs at 99.9 % (copy-first: MSE below 0.01)"
+        None,
+        f"solved epochs (accuracy {Palindrome.solved_accuracy:.1%}, MSE "
+        f"{CopyFirst.solved_mse}) that end training",
     )
     evals_per_epoch: int = arg(1, "evaluations per epoch, evenly spaced")
     probe: bool = arg(False, "gradient norm at each time step, each epoch")
@@ -97,22 +99,24 @@ def growth_conflict(existing: dict[str, Any], requested: dict[str, Any]) -> str:
     """Describes why a run cannot grow by the requested trials; empty if it can.
 
     The recipes must be the same (a later version of a preset may have more), and so must trials of
-    the same name. Under a constant learning rate the number of epochs may grow. Trials that differ
+    the same name. Under a constant learning rate the epochs of a trial may grow. Trials that differ
     only in their seed must stay comparable.
 
     Args:
         existing: {"recipes": see recipes(), "trials": settings by name} of the run.
         requested: the same, of a command.
     """
-    before, after = existing["recipes"], requested["recipes"]
+    before, after = (_without_growth(settings["recipes"]) for settings in (existing, requested))
     if len(before) > len(after):
         return f"{pluralize(len(before), 'recipe')} there, {len(after)} here"
     trials = existing["trials"]
     pairs = [*zip(before, after, strict=False)]
-    pairs += [(trials[name], new) for name, new in requested["trials"].items() if name in trials]
-    for old, new in pairs:
+    for name in trials.keys() & requested["trials"].keys():
+        old, new = trials[name], requested["trials"][name]
         if new["lr_schedule"] == "constant" and old["epochs"] < new["epochs"]:
             old = old | {"epochs": new["epochs"]}
+        pairs.append((old, new))
+    for old, new in pairs:
         difference = format_difference(old, new)
         if difference:
             return difference
@@ -125,6 +129,15 @@ def growth_conflict(existing: dict[str, Any], requested: dict[str, Any]) -> str:
         if difference:
             return f"{difference}, in other seeds of the same trial"
     return ""
+
+
+def _without_growth(recipes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the recipes without epochs that may grow; those that are then equal, once."""
+    fixed = [
+        {**recipe, "epochs": None} if recipe["lr_schedule"] == "constant" else recipe
+        for recipe in recipes
+    ]
+    return [recipe for i, recipe in enumerate(fixed) if recipe not in fixed[:i]]
 
 
 def _group(config: dict[str, Any]) -> tuple:
@@ -166,7 +179,8 @@ def validate(grid: GridConfig) -> None:
         if variant not in VARIANTS:
             raise UserError(f"--variants {variant}: choose from {', '.join(VARIANTS)}")
         if variant != "full" and not variant_has_effect(variant, grid):
-            raise UserError(f"--variants {variant}: has no effect on these settings")
+            cells = ",".join(grid.cells)
+            raise UserError(f"--variants {variant}: {cells} have it already, choose other --cells")
         if variant != "full" and grid.task != "palindrome":
             raise UserError(f"--variants {variant}: only for --task palindrome")
     for name in (

@@ -12,7 +12,7 @@ import torch
 from models.rng import make_rng
 from models.sequences import Sequences, SequenceSplits
 
-MIN_SAMPLES = 10  # the smallest number of sequences of which the validation split has one
+MIN_SAMPLES = 10  # enough that the validation split is a tenth of them
 
 
 def num_train(num_sequences: int) -> int:

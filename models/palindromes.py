@@ -19,7 +19,7 @@ from models.sequences import Sequences, SequenceSplits
 VALIDATION_CHECKSUMS = 2
 
 MIN_LENGTH = 2  # at 1 there is one palindrome for each label, which cannot be in both splits
-MIN_SAMPLES = 50  # the smallest number with which each label occurs in each split
+MIN_SAMPLES = 50  # enough that each label occurs in each split
 
 
 def num_train(num_sequences: int) -> int:

@@ -4,7 +4,7 @@
     data = task.sample(seed=0, length=20, num_sequences=100_000)
     task.metrics(network(data.train.inputs), data.train.targets)  # {"loss": …, "accuracy": …}
 
-A new task is a class like those below, and an entry of TASKS.
+A new task is a class like those below, and an entry of TASKS, with its name in TaskName.
 """
 
 from abc import ABC, abstractmethod

@@ -159,7 +159,10 @@ COPY_FIRST = {"task": "copy-first"}
         ({"inits": ("chrono",)}, "unknown init 'chrono' of the rnn"),
         ({"cells": ("lstm",), "inits": ("zero",)}, "unknown init 'zero' of the lstm"),
         ({"variants": ("no-luck",)}, "--variants no-luck: choose from full, clip"),
-        ({"variants": ("no-clip",), "grad_clip": None}, "--variants no-clip: has no effect"),
+        (
+            {"variants": ("no-clip",), "grad_clip": None},
+            "--variants no-clip: lstm,rnn,gru have it already",
+        ),
         ({"epochs": 0}, "--epochs 0: must be positive"),
         ({"lr": -1.0}, "--lr -1.0: must be positive"),
         ({"lr": float("nan")}, "--lr nan: must be positive"),
@@ -179,7 +182,7 @@ COPY_FIRST = {"task": "copy-first"}
         ),
         (
             COPY_FIRST | {"variants": ("raw-input", "one-hot")},
-            "--variants raw-input: has no effect on these settings",
+            "--variants raw-input: lstm,rnn,gru have it already, choose other --cells",
         ),
         (
             COPY_FIRST | {"variants": ("full", "clip")},
@@ -243,11 +246,20 @@ SMALL = {"lengths": (3, 5), "seeds": (0, 1), "epochs": 5}
         ("figures", {"lengths": (3, 4)}, {}),
         ("horizon", {"cells": ("lstm",)}, {}),
         ("recipe", {"seeds": (0,)}, {}),
+        ("figures", {}, {"epochs": 30}),  # of both its grids
+        ("quick", {}, {"lengths": (30,), "epochs": 40}),
     ],
 )
 def test_run_grows_by_other_values_of_its_axes(preset, before, after):
     both = (settings(PRESETS[preset], overrides) for overrides in (before, after))
     assert growth_conflict(*both) == ""
+
+
+def test_command_can_be_run_again_after_another_one_added_trials_with_more_epochs():
+    command = settings(PRESETS["quick"], {})
+    other = settings(PRESETS["quick"], {"lengths": (30,), "epochs": 40})
+    grown = {**other, "trials": command["trials"] | other["trials"]}
+    assert growth_conflict(grown, command) == ""
 
 
 def test_run_of_an_older_version_grows():
@@ -294,7 +306,8 @@ COSINE = SMALL | {"lr_schedule": "cosine"}
             "grad_clip: 10.0 there, 5.0 here",
         ),
         ("horizon", {}, {"lengths": (9,), "warmup_steps": 7}, "warmup_steps: 100 there, 7 here"),
-        ("figures", {"cells": ("lstm",)}, SMALL, "2 recipes there, 1 here"),
+        ("figures", {"cells": ("lstm",)}, SMALL, "epochs: 20 there, 5 here"),
+        ("recipe", {}, {"lr": 0.01, "grad_clip": 1.0}, "3 recipes there, 1 here"),
     ],
 )
 def test_other_settings_are_a_conflict(preset, before, after, message):
