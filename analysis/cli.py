@@ -71,6 +71,8 @@ def add_runs_and_out(parser: ArgumentParser, out: str, runs: str = "sweeps") -> 
 
 def check_writable(out: Path) -> None:
     """Raises ResultsError, before long work, for a file or folder that is not writable."""
+    if not out.parent.exists():
+        raise ResultsError(f"--out {out}: there is no folder {out.parent}")
     if not os.access(out if out.exists() else out.parent, os.W_OK):
         raise ResultsError(f"--out {out}: not writable")
 

@@ -32,13 +32,11 @@ from analysis.sweep_figures import describe_accuracy, plot_accuracies
 from analysis.tables import format_table
 from analysis.trial_metrics import (
     OUTCOMES,
-    SHARP_DROP_THRESHOLD,
-    accuracy_drops,
+    count_sharp_drops,
     effective_lengths,
     format_length,
     outcomes_table,
     summarize_seeds,
-    wilson_interval,
 )
 
 Sweeps = dict[str, list[Trial]]  # trials by the name of their run
@@ -103,7 +101,7 @@ def _label(run: str, settings: dict[str, Any]) -> str:
 
 
 def outcomes(sweeps: Sweeps) -> pd.DataFrame:
-    """Returns a row for each run, cell and initialization, with 95 % intervals of `solved`."""
+    """Returns a row for each run, cell and initialization, over all lengths and seeds."""
     rows = []
     for run, trials in sweeps.items():
         finished = [trial for trial in trials if trial.is_finished()]
@@ -115,16 +113,14 @@ def outcomes(sweeps: Sweeps) -> pd.DataFrame:
                 if (trial.config["cell"], trial.config["init"]) == (cell, init)
             ]
             counts = part["outcome"].value_counts()
-            low, high = wilson_interval(int(counts.get("solved", 0)), len(part))
+            shortest, longest = part["length"].min(), part["length"].max()
             rows.append(
-                {"run": run, "cell": CELL_LABELS[cell], "init": init, "trials": len(part)}
+                {"run": run, "cell": CELL_LABELS[cell], "init": init}
+                | {"lengths": f"{shortest}-{longest}", "trials": len(part)}
                 | {name: int(counts.get(name, 0)) for name in OUTCOMES}
-                | {"solved_low": low, "solved_high": high}
                 | {"effective_length": format_length(lengths[cell, init])}
                 | {
-                    "sharp_drops": sum(
-                        len(accuracy_drops(history, SHARP_DROP_THRESHOLD)) for history in histories
-                    ),
+                    "sharp_drops": sum(map(count_sharp_drops, histories)),
                     "epochs": sum(map(len, histories)),
                 }
             )

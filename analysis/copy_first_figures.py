@@ -1,18 +1,18 @@
 """Figures of task copy-first: test error over length, learning, gradients."""
 
+import math
 from itertools import cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import torch
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from analysis.figures import CELL_LABELS, CELL_STYLES, INIT_LINESTYLES, PALETTE, save
-from analysis.horizon_figures import plot_gradients, spaced_ticks
+from analysis.horizon_figures import FLOAT32_MIN, plot_gradients, spaced_ticks
 from analysis.results import CONFIG_COLUMNS, Trial
 from analysis.transfer import losses_on_unseen
 from analysis.trial_metrics import gradients_table, steps_per_epoch
@@ -23,7 +23,6 @@ from models.tasks import CopyFirst
 
 INIT_COLORS = dict(zip(recurrent.INIT_NAMES, cycle(PALETTE), strict=False))
 THRESHOLDS = {"chance": CopyFirst.chance, "solved": CopyFirst.solved_mse}
-FLOAT32_MIN = {"smallest number of float32": torch.finfo(torch.float32).smallest_normal * 2**-23}
 PAPER_LENGTHS = (5, 50, 100, 300, 600)  # of Vecoven et al. 2021
 UNTRAINED_SEQUENCES = 20  # for the gradient of an untrained network: a mean over sequences
 
@@ -103,8 +102,8 @@ def plot_untrained_gradient(table: pd.DataFrame, out: Path) -> Path:
     """Plots over the length the gradient that reaches the first input before training."""
     column = "grad_norm_first_input"
     figure, axes = _plot_over_length(table, column)
-    if table[column].min() < min(FLOAT32_MIN.values()):
-        _draw_lines(axes, FLOAT32_MIN)
+    if table[column].min() < FLOAT32_MIN:
+        _draw_lines(axes, {"smallest number of float32": FLOAT32_MIN})
     title = "Copy the first input: gradient before training"
     axes.set(ylabel="gradient norm after the first input", title=title)
     medians = table.groupby(CONFIG_COLUMNS)[column].median()
@@ -121,7 +120,8 @@ def _plot_over_length(table: pd.DataFrame, column: str) -> tuple[Figure, Axes]:
     figure, axes = plt.subplots(figsize=(7, 4))
     for (cell, init), part in table.groupby(["cell", "init"]):
         style = {**CELL_STYLES[cell], "color": INIT_COLORS[init]}
-        median = part.groupby("length")[column].median()
+        # The loss of a network that has diverged is NaN: it counts as infinite.
+        median = part.fillna({column: math.inf}).groupby("length")[column].median()
         label = f"{CELL_LABELS[cell]}, {init} initialization"
         axes.plot(part["length"], part[column], ls="", label=label, **style)
         axes.plot(median.index, median, ls=INIT_LINESTYLES[init], lw=1.4, color=style["color"])

@@ -25,7 +25,8 @@ METRICS = {
 }
 COLUMNS = 4  # panels beside each other
 
-Runs = dict[str, tuple[Trial, gan.Generator]]  # with the generator last evaluated, by run name
+# By run name, with the generator of its last evaluation: None if its checkpoint was not kept.
+Runs = dict[str, tuple[Trial, gan.Generator | None]]
 
 
 def read_runs(folders: dict[str, str]) -> Runs:
@@ -41,7 +42,7 @@ def read_runs(folders: dict[str, str]) -> Runs:
         evaluated = [row["epoch"] for row in run.rows if "frechet_distance" in row]
         if not evaluated:
             raise ResultsError(f"{folder}: no evaluation yet")
-        runs[name] = run, generators[max(e for e in generators if e <= evaluated[-1])]
+        runs[name] = run, generators.get(evaluated[-1])
     if len({run.config["data"] for run, _ in runs.values()}) > 1:
         raise ResultsError("runs of different datasets: their metrics cannot be compared")
     return runs
@@ -58,9 +59,14 @@ def quality_over_epochs(runs: Runs) -> pd.DataFrame:
 
 
 def median_smoothness(
-    run: Trial, generator: gan.Generator, classifier: Classifier
+    run: Trial, generator: gan.Generator | None, classifier: Classifier
 ) -> dict[str, float]:
-    """Returns the median of largest step / mean step, for each kind of path between two digits."""
+    """Returns the median of largest step / mean step, for each kind of path between two digits.
+
+    Without a generator, or where it makes no two digits, there is none.
+    """
+    if generator is None:
+        return {}
     table = smoothness_table(generator, run.config["seed"], classifier)
     medians = table.groupby("path", sort=False)["largest/mean step"].median()
     return {f"smoothness, {path}": ratio for path, ratio in medians.items()}

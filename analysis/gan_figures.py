@@ -130,7 +130,7 @@ def plot_losses(rows: pd.DataFrame, out: Path) -> Path:
 
 def plot_quality(rows: pd.DataFrame, baseline: pd.Series | None, out: Path) -> Path:
     """Plots the quality metrics over the epochs, with the real-data baseline if it is known."""
-    figure, (distance, fractions) = plt.subplots(1, 2, figsize=(9, 3.4))
+    figure, (distance, values) = plt.subplots(1, 2, figsize=(9, 3.4))
     distance.semilogy(rows["epoch"], rows["frechet_distance"], "o-", ms=3, color=PALETTE[0])
     if baseline is not None:
         distance.axhline(baseline["frechet_distance"], color="black", lw=1, ls=":")
@@ -138,15 +138,15 @@ def plot_quality(rows: pd.DataFrame, baseline: pd.Series | None, out: Path) -> P
                       transform=distance.get_yaxis_transform())  # fmt: skip
     distance.set(title="Fréchet distance to the test images", xlabel="epoch")
     for name, color in zip(("precision", "recall", "density", "coverage"), PALETTE, strict=False):
-        fractions.plot(rows["epoch"], rows[name], "o-", ms=3, label=name, color=color)
+        values.plot(rows["epoch"], rows[name], "o-", ms=3, label=name, color=color)
         if baseline is not None:
-            fractions.axhline(baseline[name], color=color, lw=1, ls=":")
-            fractions.set_title("dotted: training images")
-    fractions.set(xlabel="epoch", ylabel="fraction")
-    fractions.set_ylim(0)
-    for axes in (distance, fractions):
+            values.axhline(baseline[name], color=color, lw=1, ls=":")
+            values.set_title("dotted: training images")
+    values.set(xlabel="epoch", ylabel="value")
+    values.set_ylim(0)
+    for axes in (distance, values):
         axes.xaxis.get_major_locator().set_params(integer=True)
-    fractions.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=4)
+    values.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=4)
     columns = ["epoch", "frechet_distance", "precision", "recall", "density", "coverage"]
     first, last = rows.iloc[0], rows.iloc[-1]
     shown = [first, last] if baseline is None else [first, last, baseline]

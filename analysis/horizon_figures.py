@@ -1,7 +1,9 @@
 """Figures of how far back networks remember: accuracy, speed of learning, drops, gradients."""
 
+from collections import Counter
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,12 +27,15 @@ from analysis.trial_metrics import (
     effective_length_per_seed,
     gradients_table,
     group_label,
+    group_of,
     outcomes_table,
 )
 
 # Hochreiter & Schmidhuber 1997, tasks 2b and 2c: the last symbol repeats the first, with random
 # ones between. The lag, and the mean number of sequences that their LSTM needed.
 PUBLISHED = {100: 5_680, 1_000: 49_000}
+
+FLOAT32_MIN = 2.0**-149  # the smallest positive number of float32; gradients below it are 0
 
 # Fractions of the axis by which seeds and groups are shifted: trials of one length that saw equally
 # many sequences would hide each other.
@@ -66,7 +71,8 @@ def describe_horizon(finished: list[Trial], trials: list[Trial]) -> list[str]:
     """Returns a line for each group: effective lengths of its seeds, outcomes, accuracy drops."""
     table = outcomes_table(finished)
     known = effective_length_per_seed(table, trials).groupby(GROUP_COLUMNS)["effective_length"]
-    num_seeds = table.groupby(GROUP_COLUMNS)["seed"].nunique()
+    all_seeds = {(*group_of(trial), trial.config["seed"]) for trial in trials}
+    num_seeds = Counter(key[:3] for key in all_seeds)
 
     def describe_lengths(group: tuple) -> str:
         if group not in known.groups:
@@ -76,12 +82,14 @@ def describe_horizon(finished: list[Trial], trials: list[Trial]) -> list[str]:
         unknown = num_seeds[group] - len(seeds)
         return text + (f" (unknown for {unknown} of {num_seeds[group]} seeds)" if unknown else "")
 
-    return [
-        f"{group_label(*row[:3])}: effective length {describe_lengths(row[:3])}; "
-        f"{row.solved} solved, {row.collapsed} collapsed, {row.partial} partial, "
-        f"{row.at_chance} at chance; accuracy drops: {row.accuracy_drops} in {row.epochs} epochs"
-        for row in drops_table(table).itertuples(index=False)
-    ]
+    def describe_group(row: dict[str, Any]) -> str:
+        group = tuple(row[name] for name in GROUP_COLUMNS)
+        counts = [f"{row[name]} {name.replace('_', ' ')}" for name in OUTCOMES if name in row]
+        drops = f"accuracy drops: {row['accuracy_drops']} in {row['epochs']} epochs"
+        lengths = f"effective length {describe_lengths(group)}"
+        return f"{group_label(*group)}: {lengths}; {', '.join(counts)}; {drops}"
+
+    return [describe_group(row) for row in drops_table(table).to_dict("records")]
 
 
 def plot_accuracy(table: pd.DataFrame, out: Path) -> list[Path]:
@@ -259,7 +267,7 @@ def plot_gradients(gradients: pd.DataFrame, out: Path) -> Path:
                 if column not in part or part[column].isna().all():
                     continue
                 norms = part[part["epoch_label"] == epoch].groupby("steps_back")[column]
-                mean = norms.apply(lambda n: np.exp(np.log(n.clip(lower=1e-30)).mean()))
+                mean = norms.apply(lambda n: np.exp(np.log(n.clip(lower=FLOAT32_MIN)).mean()))
                 axes.plot(mean.index, mean, style, color=color, label=f"{state}, {epoch}")
                 lines.append(
                     f"{group_label(*group)}, {state}, {epoch}: {mean.iloc[0]:.1e} at the end, "

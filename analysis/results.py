@@ -169,7 +169,7 @@ def read_sweeps(
     found_tasks: set[str] = set()
     for folder, trial in ((f, trial) for f in folders for trial in read_trials(f)):
         config = tuple(trial.config.get(name) for name in config_columns)
-        if None in config or "epochs" not in trial.config:
+        if None in config or not {"seed", "epochs"} <= trial.config.keys():
             raise ResultsError(f"{folder}: {trial.name} is not a trial of jobs/sweep.py")
         found_tasks.add(trial.config["task"])
         if other_tasks := found_tasks - {*tasks}:
@@ -182,9 +182,9 @@ def read_sweeps(
         differing = [name for name in recipe if recipe[name] != other.get(name, recipe[name])]
         if differing:
             names = ", ".join(differing)
+            advice = "use analysis/horizon.py" if "variant" in names else "plot them separately"
             raise ResultsError(
-                f"trials of equal {', '.join(config_columns)} differ in {names}: "
-                "plot them separately"
+                f"{folder}: trials of equal {', '.join(config_columns)} differ in {names}: {advice}"
             )
         key = (*config, trial.config["seed"])
         if len(trial.rows) > len(trials.setdefault(key, trial).rows):

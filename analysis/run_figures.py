@@ -15,7 +15,7 @@ def is_gan(trials: list[Trial]) -> bool:
 
 
 def is_sweep(trials: list[Trial]) -> bool:
-    required = {*CONFIG_COLUMNS, "task", "variant", "epochs", "hidden_size"}
+    required = {*CONFIG_COLUMNS, "seed", "task", "variant", "epochs", "hidden_size"}
     required.add("stop_after_solved_epochs")
     has_settings = all(required <= trial.config.keys() for trial in trials)
     return has_settings and all(

@@ -4,8 +4,8 @@
   python analysis/sweep.py ~/ray_results/figures ~/ray_results/more-seeds
   python analysis/sweep.py s3://BUCKET/sweeps/figures --num-test-samples 200
 
-Each figure is a PNG, with its data beside it as a CSV; accuracy_drops.csv lists
-the sharp drops, of over 20 points within an epoch. The networks are tested on
+Each figure is a PNG, with its data beside it as a CSV; sharp_drops.csv lists
+accuracy drops of over 20 points within an epoch. The networks are tested on
 unseen palindromes of all lengths. Of task copy-first: test MSE over length,
 learning curves, and the gradients that --probe recorded. Unfinished trials are
 left out, and counted.

@@ -14,10 +14,9 @@ from analysis.results import CONFIG_COLUMNS, Trial, epochs_table, trials_table
 from analysis.transfer import evaluate_transfer
 from analysis.trial_metrics import (
     CHANCE_ACCURACY,
-    SHARP_DROP_THRESHOLD,
     SOLVED_THRESHOLD,
     EffectiveLengths,
-    accuracy_drops,
+    count_sharp_drops,
     effective_lengths,
     format_length,
     sharp_drops_table,
@@ -39,7 +38,7 @@ def plot_sweep(
     """
     torch.set_num_threads(1)  # the networks are small: threads would wait for each other
     paths = plot_report_figures(finished, trials, out)
-    sharp_drops_table(finished).to_csv(out / "accuracy_drops.csv", index=False)
+    sharp_drops_table(finished).to_csv(out / "sharp_drops.csv", index=False)
     return [*paths, *plot_learning(finished, out), *plot_transfer(finished, num_test_samples, out)]
 
 
@@ -52,7 +51,7 @@ def describe_sweep(finished: list[Trial], trials: list[Trial]) -> list[str]:
             for trial in finished
             if (trial.config["cell"], trial.config["init"]) == (cell, init)
         ]
-        drops = sum(len(accuracy_drops(a, SHARP_DROP_THRESHOLD)) for a in accuracies)
+        drops = sum(map(count_sharp_drops, accuracies))
         lines.append(
             f"{CELL_LABELS[cell]}, {init} initialization: "
             f"effective length {format_length(length)}, "

@@ -44,6 +44,11 @@ def accuracy_drops(accuracies: list[float], threshold: float) -> list[int]:
     ]
 
 
+def count_sharp_drops(accuracies: list[float]) -> int:
+    """Returns how often accuracy falls by more than SHARP_DROP_THRESHOLD within an epoch."""
+    return len(accuracy_drops(accuracies, SHARP_DROP_THRESHOLD))
+
+
 def sharp_drops_table(trials: list[Trial]) -> pd.DataFrame:
     """Returns the epochs whose validation accuracy is over 20 points below the one before."""
     columns = [*CONFIG_COLUMNS, "seed", "epoch", "previous_val_accuracy", "val_accuracy"]

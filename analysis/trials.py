@@ -61,7 +61,9 @@ def select_view(table: pd.DataFrame, args: argparse.Namespace) -> pd.DataFrame:
         except Exception as error:  # pandas raises whatever its parser, or the query, raises
             raise ResultsError(f"--query {args.query!r}: {error}") from None
         if not isinstance(condition, pd.Series) or not pd.api.types.is_bool_dtype(condition):
-            raise ResultsError(f"--query {args.query!r}: must be true or false for each row")
+            raise ResultsError(
+                f"--query {args.query!r}: must be true or false for each row (cell == 'lstm')"
+            )
         table = table[condition]
     if args.sort:
         table = table.sort_values(args.sort, ascending=not args.descending, kind="stable")

@@ -58,6 +58,7 @@ def test_missing_results_are_refused_before_anything_is_written(
         ("sweep RUN --num-test-samples 9", "argument --num-test-samples: 9: must be an integer"),
         ("report RUN --num-test-samples x", "argument --num-test-samples: x: must be an integer"),
         ("report RUN --out .", "--out .: is a folder, give a file"),
+        ("report RUN --out none/page.html", "--out none/page.html: there is no folder none"),
     ],
 )
 def test_bad_arguments_are_refused_in_one_line(refusal, command, message):

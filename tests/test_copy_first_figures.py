@@ -2,6 +2,7 @@
 
 import math
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
@@ -127,6 +128,13 @@ def test_diverged_trials_and_those_without_checkpoints_are_plotted(run, call_mai
     done = call_main(sweep.main, gone, "--out", tmp_path / "out")
     assert (done.returncode, done.stderr) == (0, "")
     assert not (tmp_path / "out" / "first_gradient.png").exists()
+
+
+def test_network_that_has_diverged_is_worse_than_any_other_in_the_median():
+    seeds = {"cell": "lstm", "init": "keras", "length": 5, "test_mse": [0.001, math.nan, math.nan]}
+    _, axes = copy_first_figures._plot_over_length(pd.DataFrame(seeds), "test_mse")
+    plt.close()
+    assert axes.lines[1].get_ydata().tolist() == [math.inf]
 
 
 def test_runs_of_other_numbers_of_layers_are_not_pooled(run, call_main, tmp_path):

@@ -1,3 +1,5 @@
+import math
+
 import pandas as pd
 from fake_trials import make_trial, write_trials
 from PIL import Image
@@ -86,3 +88,13 @@ def test_description_gives_the_range_of_effective_lengths_where_known():
     unfinished = [make_trial([0.1, 1], length=5, seed=seed) for seed in (0, 1)]
     (line,) = describe_horizon(trials, [*trials, *unfinished])
     assert line.startswith("LSTM, chrono: effective length unknown; ")
+
+
+def test_description_counts_diverged_trials_and_seeds_without_a_finished_trial():
+    trials = [make_trial([0.1, 1, 1], seed=0), make_trial([0.1], seed=1, val_loss=[math.nan])]
+    unfinished = [make_trial([0.1], seed=seed) for seed in (2, 3)]
+    (line,) = describe_horizon(trials, [*trials, *unfinished])
+    assert line == (
+        "LSTM, chrono: effective length 0 to 10 (unknown for 2 of 4 seeds); 1 solved, 0 collapsed, "
+        "0 partial, 0 at chance, 1 diverged; accuracy drops: 0 in 4 epochs"
+    )

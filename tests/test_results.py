@@ -36,6 +36,7 @@ from analysis.results import (
     read_trials,
     trials_table,
 )
+from analysis.run_figures import is_sweep
 from models import checkpoint
 
 FIRST = TRIAL_NAMES[0]
@@ -426,9 +427,18 @@ def test_sweeps_of_different_settings_are_not_joined(tmp_path):
 def test_variants_are_joined_only_where_they_are_a_column(tmp_path):
     trials = [make_trial([0.1], variant=variant) for variant in ("full", "no-clip")]
     folder = str(write_trials(tmp_path / "ablation", *trials))
-    with pytest.raises(ResultsError, match="differ in variant"):
+    with pytest.raises(ResultsError, match=r"differ in variant: use analysis/horizon\.py"):
         read_sweeps([folder])
     assert len(read_sweeps([folder], [*CONFIG_COLUMNS, "variant"])) == 2
+
+
+def test_trials_without_a_seed_are_no_sweep(tmp_path):
+    trial = make_trial([0.1])
+    del trial.config["seed"]
+    folder = str(write_trials(tmp_path / "other", trial))
+    with pytest.raises(ResultsError, match=r"is not a trial of jobs/sweep\.py"):
+        read_sweeps([folder])
+    assert not is_sweep(read_trials(folder))
 
 
 def test_experiment_of_another_project_is_no_sweep(third_party_experiment):

@@ -57,7 +57,7 @@ def test_script_writes_each_figure_with_its_data(plotted):
     ]
     assert {path.name for path in out.iterdir()} == {
         *(f"{name}.{suffix}" for name in NAMES for suffix in ("png", "csv")),
-        "accuracy_drops.csv",
+        "sharp_drops.csv",
     }
     for name in NAMES:
         with Image.open(out / f"{name}.png") as image:
