@@ -88,9 +88,10 @@ results-horizon: .venv/installed
 	$(TRIALS) "$(RESULTS)/fresh-ablation" --columns variant,$(HORIZON_COLUMNS) \
 	  --csv docs/horizon/fresh-ablation/epochs.csv.gz
 
-# Benchmark 1 of Vecoven, Ernst & Drion (2021), one seed.
+# Benchmark 1 of Vecoven, Ernst & Drion (2021).
 results-copy-first: .venv/installed
 	$(SWEEP) --preset copy-first --probe --name copy-first
+	$(SWEEP) --preset copy-first --lengths 50 --inits keras,chrono --seeds 0,1 --probe --name copy-first
 	$(BIN)/python analysis/sweep.py "$(RESULTS)/copy-first" --num-test-samples 50000 --out docs/copy-first
 	$(TRIALS) "$(RESULTS)/copy-first" --csv docs/copy-first/epochs.csv.gz \
 	  --columns cell,init,length,seed,epoch,train_loss,val_loss,grad_norm,train_seconds,epoch_seconds,hardware
