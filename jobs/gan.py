@@ -28,6 +28,7 @@ from jobs import cli, cluster, machine, storage
 from jobs.cli import arg
 from jobs.errors import UserError
 from jobs.formatting import format_difference, format_value, pluralize
+from jobs.progress import stdout_may_be_closed
 from jobs.ray_internals import (
     WORKER_GROUP_START_TIMEOUT,
     RayInterfaceTorchConfig,
@@ -335,10 +336,10 @@ def main() -> int:
         storage.write_settings(folder, "gan", asdict(config))
         storage.clear_failure(folder)
         remove_stale_checkpoint_index(folder)
-        print(f"{pluralize(config.epochs, 'epoch')}, {done} of them done")
-        print(describe_workers(workers, resources))
-        print(f"results: {folder.uri}")
-        print(f"logs: {logs}", flush=True)
+        with stdout_may_be_closed():
+            print(f"{pluralize(config.epochs, 'epoch')}, {done} of them done")
+            print(describe_workers(workers, resources), f"results: {folder.uri}", sep="\n")
+            print(f"logs: {logs}")
         progress = Progress(folder, config.epochs, resources)
         failures = run_training(make_trainer(folder, config, workers, resources), progress)
         try:
