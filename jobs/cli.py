@@ -184,6 +184,12 @@ def _under_ray_submit() -> bool:
     return str(Path(sys.argv[0]).parent) == os.path.expanduser("~")
 
 
+def print_start(lines: list[str], folder: "StorageDir", logs: str) -> None:
+    """Prints what a job is about to do, and where its results and logs are."""
+    with stdout_may_be_closed():
+        print(*lines, f"results: {folder.uri}", f"logs: {logs}", sep="\n")
+
+
 def print_summary(
     done: int, total: int, unit: str, folder: "StorageDir", failures: list[str], analysis: str
 ) -> int:

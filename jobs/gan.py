@@ -28,7 +28,6 @@ from jobs import cli, cluster, machine, storage
 from jobs.cli import arg
 from jobs.errors import UserError
 from jobs.formatting import format_difference, format_value, pluralize
-from jobs.progress import stdout_may_be_closed
 from jobs.ray_internals import (
     WORKER_GROUP_START_TIMEOUT,
     RayInterfaceTorchConfig,
@@ -336,10 +335,8 @@ def main() -> int:
         storage.write_settings(folder, "gan", asdict(config))
         storage.clear_failure(folder)
         remove_stale_checkpoint_index(folder)
-        with stdout_may_be_closed():
-            print(f"{pluralize(config.epochs, 'epoch')}, {done} of them done")
-            print(describe_workers(workers, resources), f"results: {folder.uri}", sep="\n")
-            print(f"logs: {logs}")
+        first_line = f"{pluralize(config.epochs, 'epoch')}, {done} of them done"
+        cli.print_start([first_line, describe_workers(workers, resources)], folder, logs)
         progress = Progress(folder, config.epochs, resources)
         failures = run_training(make_trainer(folder, config, workers, resources), progress)
         try:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def stdout_may_be_closed() -> Iterator[None]:
-    """Sends all output to /dev/null once stdout is closed, as by `| head`: training goes on."""
+    """Sends all output to /dev/null after stdout is closed (`| head`), which ends no training."""
     try:
         yield
         sys.stdout.flush()

@@ -39,7 +39,6 @@ from jobs.grid import (
 )
 from jobs.learner import Learner, run_epoch
 from jobs.presets import ABLATION_PRESET, PRESETS, apply_overrides, expand_variants, recipes
-from jobs.progress import stdout_may_be_closed
 from jobs.ray_internals import describe_error
 from jobs.resources import DEFAULT_GPU_FRACTION, describe_capacity, resolve_trial_resources
 from models import checkpoint
@@ -253,12 +252,10 @@ def main() -> int:
         storage.lock_run_dir(folder)
         # Read again: another command may have added trials since.
         storage.write_settings(folder, "sweep", grown_settings(folder, requested))
-        with stdout_may_be_closed():
-            print(f"{pluralize(len(trials), 'trial')}, {len(done)} of them done:")
-            print("\n".join(f"  {describe(grid)}" for grid in grids))
-            print(describe_capacity(resources, launch.max_concurrent))
-            print(f"results: {folder.uri}")
-            print(f"logs: {logs}")
+        lines = [f"{pluralize(len(trials), 'trial')}, {len(done)} of them done:"]
+        lines += [f"  {describe(grid)}" for grid in grids]
+        lines.append(describe_capacity(resources, launch.max_concurrent))
+        cli.print_start(lines, folder, logs)
         progress = tuning.Progress(folder, trials, epoch_cost, done, resources)
         # Tune's files then describe all trials that ran, also those of earlier commands.
         listed = {n: config for n, config in known.items() if n in trials or n in finished}

@@ -102,8 +102,9 @@ def test_exit_code_is_that_of_a_signal_only_after_one(
     assert print_summary(done, 4, "epoch", folder, failures, "analysis/gan.py") == code
 
 
-def test_training_goes_on_when_stdout_is_closed():
+def test_closed_stdout_ends_no_training():
     code = "from jobs import cli, progress, storage\nline = progress.StatusLine()\n"
+    code += "cli.print_start(['c'], storage.open_dir('/'), 'logs')\n"
     code += "for i in range(3): line.next_time = 0; line.update(lambda: 'a' * 9999 + str(i))\n"
     code += "line.print_line('b'); line.clear()\n"
     code += "cli.run_main(lambda: cli.print_summary(1, 1, 'x', storage.open_dir('/'), [], 'y'))"
