@@ -106,7 +106,7 @@ def test_ray_train_lists_its_checkpoints_in_a_file(found):
 
 
 @pytest.mark.parametrize(
-    ("trial", "error"), [("raises", "last line"), ("dies", "its process died")]
+    ("trial", "error"), [("raises", "ValueError: first line"), ("dies", "its process died")]
 )
 def test_tune_writes_the_errors_of_a_trial(found, trial, error):
     assert (found.folder / f"{trial}-error").read_text() == error
