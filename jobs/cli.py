@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from jobs import interrupt
 from jobs.errors import UserError
 from jobs.formatting import format_value, pluralize
-from jobs.progress import stdout_may_be_closed
+from jobs.progress import print_lines
 
 if TYPE_CHECKING:  # loading torch takes seconds
     from jobs.storage import StorageDir
@@ -186,8 +186,7 @@ def _under_ray_submit() -> bool:
 
 def print_start(lines: list[str], folder: "StorageDir", logs: str) -> None:
     """Prints what a job is about to do, and where its results and logs are."""
-    with stdout_may_be_closed():
-        print(*lines, f"results: {folder.uri}", f"logs: {logs}", sep="\n")
+    print_lines(*lines, f"results: {folder.uri}", f"logs: {logs}")
 
 
 def print_summary(
@@ -198,13 +197,13 @@ def print_summary(
     Args:
         analysis: the script that plots the results.
     """
-    with stdout_may_be_closed():
-        print("".join(f"failed: {failure}\n" for failure in failures), end="")
-        print(f"{done} of {pluralize(total, unit)} done: {folder.uri}")
-        if done < total:
-            print(f"to resume: {resume_command(folder.name)}")
-        else:
-            print(f"next: {shell_command(analysis, [folder.uri])}")
+    print_lines(
+        *(f"failed: {failure}" for failure in failures),
+        f"{done} of {pluralize(total, unit)} done: {folder.uri}",
+        f"next: {shell_command(analysis, [folder.uri])}"
+        if done == total
+        else f"to resume: {resume_command(folder.name)}",
+    )
     if done == total:
         return 0
     return interrupt.exit_code if interrupt.interrupted.is_set() and not failures else 1
@@ -220,7 +219,7 @@ def run_main(main: Callable[[], int]) -> typing.NoReturn:
     try:
         code = main()
     except (UserError, OSError) as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)  # noqa: T201
         code = 2 if isinstance(error, UserError) else 1
     except (KeyboardInterrupt, SystemExit):  # the second by a handler of Ray, or argparse
         if not interrupt.interrupted.is_set():

@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs import interrupt, storage
 from jobs.errors import UserError
+from jobs.progress import print_lines
 from jobs.ray_internals import authenticate, local_address
 
 LISTEN = "0A"  # a socket's state in /proc/net/tcp
@@ -56,7 +57,7 @@ def connect(address: str | None) -> str:
     if variable and not address:
         where = f"RAY_ADDRESS={variable}"
     elif not address and _has_ended(local):
-        print(f"the Ray at {local} has ended: starting a local one")
+        print_lines(f"the Ray at {local} has ended: starting a local one")
         address = "local"
     target = address or variable or local
     if target == "auto":

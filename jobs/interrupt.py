@@ -56,7 +56,7 @@ def _listen(read_fd: int) -> None:
     first, exit_code = time.monotonic(), EXIT_CODES[number]
     with suppress(OSError):  # stderr is closed; on a terminal, the progress line is cleared
         clear = "\r\033[K" * sys.stderr.isatty()
-        print(f"{clear}{INTERRUPT_MESSAGE}", file=sys.stderr, flush=True)
+        print(f"{clear}{INTERRUPT_MESSAGE}", file=sys.stderr, flush=True)  # noqa: T201
     interrupted.set()
     while select.select([read_fd], [], [], max(0, first + GRACE_SECONDS - time.monotonic()))[0]:
         number = os.read(read_fd, 1)[0]

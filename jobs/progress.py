@@ -1,20 +1,22 @@
-"""The progress line of a job."""
+"""What a job prints, and its progress line. No print to stdout is elsewhere in the jobs."""
 
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 
-@contextmanager
-def stdout_may_be_closed() -> Iterator[None]:
-    """Sends all output to /dev/null after stdout is closed (`| head`), which ends no training."""
+def print_lines(*lines: str) -> None:
+    """Prints lines to stdout, whose failures end no training."""
+    _write("".join(f"{line}\n" for line in lines))
+
+
+def _write(text: str) -> None:
     try:
-        yield
+        sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError:  # closed (`| head`), a full disk (`> log`): the rest goes to /dev/null
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -35,15 +37,12 @@ class StatusLine:
         if line != self.last:
             self.last = line
             width = shutil.get_terminal_size().columns - 1
-            with stdout_may_be_closed():
-                sys.stdout.write(f"\r\033[K{line[:width]}" if terminal else line + os.linesep)
+            _write(f"\r\033[K{line[:width]}" if terminal else f"{line}\n")
 
     def print_line(self, text: str) -> None:
         """Prints a line that stays."""
-        with stdout_may_be_closed():
-            print(f"\r\033[K{text}" if sys.stdout.isatty() else text)
+        print_lines(f"\r\033[K{text}" if sys.stdout.isatty() else text)
 
     def clear(self) -> None:
         if sys.stdout.isatty():
-            with stdout_may_be_closed():
-                sys.stdout.write("\r\033[K")
+            _write("\r\033[K")

@@ -5,6 +5,7 @@ import ray
 from jobs.autoscaling import launchable_nodes
 from jobs.errors import UserError
 from jobs.formatting import format_duration, pluralize
+from jobs.progress import print_lines
 
 DEFAULT_GPU_FRACTION = 0.25  # of a GPU for one small network: four of them saturate it
 
@@ -100,7 +101,9 @@ def _resolve_gpus(
     if any(node.get("GPU") for node in existing + (launchable or [])):
         return default
     if launchable is None:
-        print(f"no GPU found; whether the cluster can launch one is unknown: set {flag} if so")
+        print_lines(
+            f"no GPU found; whether the cluster can launch one is unknown: set {flag} if so"
+        )
     return 0.0
 
 

@@ -18,6 +18,7 @@ import torch
 from pyarrow import fs
 
 from jobs.errors import UserError
+from jobs.progress import print_lines
 from models import checkpoint
 
 SETTINGS = "settings.json"
@@ -310,5 +311,7 @@ def _lock(folder: StorageDir) -> None:
     except BlockingIOError:
         raise UserError(f"{folder.uri}: already running in another process") from None
     except OSError as error:  # Lustre without flock, NFS without a lock server
-        print(f"no locks on this file system ({error.strerror}): start no run twice at a time")
+        print_lines(
+            f"no locks on this file system ({error.strerror}): start no run twice at a time"
+        )
     _locks.append(file)

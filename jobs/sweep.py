@@ -39,6 +39,7 @@ from jobs.grid import (
 )
 from jobs.learner import Learner, run_epoch
 from jobs.presets import ABLATION_PRESET, PRESETS, apply_overrides, expand_variants, recipes
+from jobs.progress import print_lines
 from jobs.ray_internals import describe_error
 from jobs.resources import DEFAULT_GPU_FRACTION, describe_capacity, resolve_trial_resources
 from models import checkpoint
@@ -269,7 +270,7 @@ def main() -> int:
             failures.append(f"{pluralize(unfinished, 'trial')}, whose errors could not be stored")
     diverged = [name for name, row in done.items() if has_diverged(row)]
     if diverged:
-        print(f"diverged: {', '.join(diverged)}: try a lower --lr, under a new --name")
+        print_lines(f"diverged: {', '.join(diverged)}: try a lower --lr, under a new --name")
     uses_recipe = any(
         grid.stop_after_solved_epochs or grid.variants != GridConfig().variants for grid in grids
     )

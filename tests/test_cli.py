@@ -1,5 +1,6 @@
 """jobs/cli.py: flags, their errors, and the commands that a job prints."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -102,18 +103,18 @@ def test_exit_code_is_that_of_a_signal_only_after_one(
     assert print_summary(done, 4, "epoch", folder, failures, "analysis/gan.py") == code
 
 
-def test_closed_stdout_ends_no_training():
+@pytest.mark.parametrize("stdout", ["closed", "/dev/full"])
+def test_stdout_that_fails_ends_no_training(stdout):
     code = "from jobs import cli, progress, storage\nline = progress.StatusLine()\n"
     code += "cli.print_start(['c'], storage.open_dir('/'), 'logs')\n"
     code += "for i in range(3): line.next_time = 0; line.update(lambda: 'a' * 9999 + str(i))\n"
     code += "line.print_line('b'); line.clear()\n"
     code += "cli.run_main(lambda: cli.print_summary(1, 1, 'x', storage.open_dir('/'), [], 'y'))"
-    job = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    job.stdout.close()
-    assert (job.stderr.read(), job.wait()) == (b"", 0)
-    job.stderr.close()
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with open(write_end if stdout == "closed" else stdout, "w") as file:
+        job = subprocess.run([sys.executable, "-c", code], cwd=REPO, stdout=file, stderr=-1)
+    assert (job.stderr, job.returncode) == (b"", 0)
 
 
 def test_jobs_start_for_a_user_without_a_home_directory():
