@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
 from analysis.figures import CELL_LABELS, CELL_STYLES, INIT_LINESTYLES, PALETTE, save
 from analysis.horizon_figures import FLOAT32_MIN, plot_gradients, spaced_ticks
@@ -24,6 +24,7 @@ from models.tasks import CopyFirst
 INIT_COLORS = dict(zip(recurrent.INIT_NAMES, cycle(PALETTE), strict=False))
 THRESHOLDS = {"chance": CopyFirst.chance, "solved": CopyFirst.solved_mse}
 PAPER_LENGTHS = (5, 50, 100, 300, 600)  # of Vecoven et al. 2021
+FIRST_GRADIENT_LABEL = "norm of the gradient with respect to\nthe states after the first input"
 UNTRAINED_SEQUENCES = 20  # for the gradient of an untrained network: a mean over sequences
 
 
@@ -64,10 +65,9 @@ def describe_copy_first(table: pd.DataFrame) -> list[str]:
 
 def plot_test_mse(table: pd.DataFrame, out: Path) -> Path:
     """Plots the test error over the length: each seed, and a line through the seeds' medians."""
-    figure, axes = _plot_over_length(table, "test_mse")
-    _draw_lines(axes, THRESHOLDS)
-    title = "Copy the first input: error after training"
-    axes.set(ylabel="test mean squared error", title=title)
+    figure, panels = _plot_over_length(table, "test_mse", "test mean squared error")
+    for axes in panels:
+        _draw_lines(axes, THRESHOLDS)
     alt = "Test mean squared error. " + ". ".join(describe_copy_first(table)) + "."
     return save(figure, table, out, "test_mse", alt)
 
@@ -101,11 +101,11 @@ def untrained_gradients_table(trials: list[Trial]) -> pd.DataFrame:
 def plot_untrained_gradient(table: pd.DataFrame, out: Path) -> Path:
     """Plots over the length the gradient that reaches the first input before training."""
     column = "grad_norm_first_input"
-    figure, axes = _plot_over_length(table, column)
+    figure, panels = _plot_over_length(table, column, FIRST_GRADIENT_LABEL)
     if table[column].min() < FLOAT32_MIN:
-        _draw_lines(axes, {"smallest number of float32": FLOAT32_MIN})
-    title = "Copy the first input: gradient before training"
-    axes.set(ylabel="gradient norm after the first input", title=title)
+        for axes in panels:
+            _draw_lines(axes, {"smallest positive number of float32": FLOAT32_MIN})
+            axes.yaxis.set_major_locator(LogLocator(base=1e20))
     medians = table.groupby(CONFIG_COLUMNS)[column].median()
     text = " ".join(
         f"{CELL_LABELS[cell]}, {init}, length {length}: {norm:.0e}."
@@ -115,22 +115,43 @@ def plot_untrained_gradient(table: pd.DataFrame, out: Path) -> Path:
     return save(figure, table, out, "untrained_gradient", alt)
 
 
-def _plot_over_length(table: pd.DataFrame, column: str) -> tuple[Figure, Axes]:
-    """Plots a column over the length: each seed, and a line through the seeds' medians."""
-    figure, axes = plt.subplots(figsize=(7, 4))
-    for (cell, init), part in table.groupby(["cell", "init"]):
-        style = {**CELL_STYLES[cell], "color": INIT_COLORS[init]}
-        # The loss of a network that has diverged is NaN: it counts as infinite.
-        median = part.fillna({column: math.inf}).groupby("length")[column].median()
-        label = f"{CELL_LABELS[cell]}, {init} initialization"
-        axes.plot(part["length"], part[column], ls="", label=label, **style)
-        axes.plot(median.index, median, ls=INIT_LINESTYLES[init], lw=1.4, color=style["color"])
-    axes.set(xscale="log", yscale="log", xlabel="sequence length (numbers read)")
-    axes.xaxis.set_major_locator(FixedLocator(spaced_ticks(table["length"])))
-    axes.xaxis.set_major_formatter("{x:.0f}")
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return figure, axes
+def _plot_over_length(table: pd.DataFrame, column: str, ylabel: str) -> tuple[Figure, list[Axes]]:
+    """Plots a column over the length: each seed, and a line through the seeds' medians.
+
+    In a panel for each cell. Initializations are drawn beside each other, so that none hides
+    another at the same value.
+    """
+    cells, inits = sorted(table["cell"].unique()), sorted(table["init"].unique())
+    figure, panels = plt.subplots(
+        1, len(cells), figsize=(1.6 + 3.4 * len(cells), 4), sharex=True, sharey=True,
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    gap = (table["length"].max() / table["length"].min()) ** 0.02  # as a factor along the axis
+    shown: dict[str, Artist] = {}
+    for axes, cell in zip(panels[0], cells, strict=True):
+        for init, part in table[table["cell"] == cell].groupby("init"):
+            style = {**CELL_STYLES[cell], "color": INIT_COLORS[init]}
+            offset = gap ** (inits.index(init) - (len(inits) - 1) / 2)
+            # The loss of a network that has diverged is NaN: it counts as infinite. Of two seeds,
+            # the worse: no trial has the mean of both.
+            by_length = part.fillna({column: math.inf}).groupby("length")[column]
+            median = by_length.quantile(interpolation="higher")
+            axes.plot(part["length"] * offset, part[column], ls="", **style)
+            (shown[init],) = axes.plot(
+                median.index * offset,
+                median,
+                ls=INIT_LINESTYLES[init],
+                lw=1.4,
+                color=style["color"],
+            )
+        axes.set(title=CELL_LABELS[cell], xscale="log", yscale="log")
+        axes.xaxis.set_major_locator(FixedLocator(spaced_ticks(table["length"])))
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.xaxis.set_minor_locator(NullLocator())
+    figure.supxlabel("sequence length (numbers read)")
+    figure.supylabel(ylabel)
+    _add_legend(figure, shown)
+    return figure, list(panels[0])
 
 
 def history_table(trials: list[Trial]) -> pd.DataFrame:
@@ -162,20 +183,23 @@ def plot_learning(table: pd.DataFrame, out: Path) -> Path:
 
 def plot_first_gradient(table: pd.DataFrame, out: Path) -> Path:
     """Plots over the training steps the gradient that reaches the first input."""
-    name, ylabel = "grad_norm_first_input", "gradient norm after the first input"
-    figure, _ = _plot_over_steps(table, name, ylabel)
+    name = "grad_norm_first_input"
+    figure, _ = _plot_over_steps(table, name, FIRST_GRADIENT_LABEL)
     text = _describe_ends(table, name, "{:.0e}")
     alt = f"Norm of the gradient with respect to the state after the first input. {text}"
     return save(figure, table.drop(columns="val_mse"), out, "first_gradient", alt)
 
 
 def _plot_over_steps(table: pd.DataFrame, column: str, ylabel: str) -> tuple[Figure, list[Axes]]:
-    """Plots a column over the training steps, in a panel for each cell and length."""
+    """Plots a column over the training steps, in a panel for each cell and length.
+
+    Panels of one length have the same axis of steps: trials of short sequences take few.
+    """
     groups = list(table.groupby(["cell", "length"]))
     columns = min(4, table["length"].nunique())
     rows = -(-len(groups) // columns)
     figure, panels = plt.subplots(
-        rows, columns, figsize=(1 + 3.6 * columns, 0.8 + 2.6 * rows), sharex=True, sharey=True,
+        rows, columns, figsize=(1 + 3.6 * columns, 0.8 + 2.6 * rows), sharey=True,
         squeeze=False, layout="constrained",
     )  # fmt: skip
     shown: dict[str, Artist] = {}
@@ -183,14 +207,22 @@ def _plot_over_steps(table: pd.DataFrame, column: str, ylabel: str) -> tuple[Fig
         for (init, _), curve in part.groupby(["init", "seed"]):
             (line,) = axes.plot(curve["step"], curve[column], lw=1.2, color=INIT_COLORS[init])
             shown[init] = line
+        last_step = table.loc[table["length"] == length, "step"].max()
         axes.set(title=f"{CELL_LABELS[cell]}, length {length}", yscale="log")
+        axes.set_xlim(0, 1.02 * last_step)
         axes.xaxis.set_major_locator(MaxNLocator(4))
     for axes in panels.flat[len(groups) :]:
         axes.set_visible(False)
     figure.supxlabel("training steps")
     figure.supylabel(ylabel)
-    figure.legend(list(shown.values()), list(shown), loc="outside right upper")
+    _add_legend(figure, shown)
     return figure, list(panels.flat[: len(groups)])
+
+
+def _add_legend(figure: Figure, shown: dict[str, Artist]) -> None:
+    names = sorted(shown)
+    lines = [shown[name] for name in names]
+    figure.legend(lines, names, title="initialization", loc="outside right upper")
 
 
 def _describe_ends(table: pd.DataFrame, column: str, form: str) -> str:

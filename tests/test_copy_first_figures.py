@@ -132,9 +132,16 @@ def test_diverged_trials_and_those_without_checkpoints_are_plotted(run, call_mai
 
 def test_network_that_has_diverged_is_worse_than_any_other_in_the_median():
     seeds = {"cell": "lstm", "init": "keras", "length": 5, "test_mse": [0.001, math.nan, math.nan]}
-    _, axes = copy_first_figures._plot_over_length(pd.DataFrame(seeds), "test_mse")
+    _, (axes,) = copy_first_figures._plot_over_length(pd.DataFrame(seeds), "test_mse", "")
     plt.close()
     assert axes.lines[1].get_ydata().tolist() == [math.inf]
+
+
+def test_line_of_two_seeds_goes_through_one_of_them():
+    seeds = {"cell": "lstm", "init": "keras", "length": 5, "test_mse": [0.001, 1.0]}
+    _, (axes,) = copy_first_figures._plot_over_length(pd.DataFrame(seeds), "test_mse", "")
+    plt.close()
+    assert axes.lines[1].get_ydata().tolist() == [1.0]
 
 
 def test_runs_of_other_numbers_of_layers_are_not_pooled(run, call_main, tmp_path):
