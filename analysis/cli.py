@@ -4,9 +4,11 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
+
+Item = TypeVar("Item")
 
 
 class ResultsError(Exception):
@@ -70,17 +72,29 @@ def add_runs_and_out(parser: ArgumentParser, out: str, runs: str = "sweeps") -> 
 
 
 def check_writable(out: Path) -> None:
-    """Raises ResultsError, before long work, for a file or folder that is not writable."""
-    if not out.parent.exists():
-        raise ResultsError(f"--out {out}: there is no folder {out.parent}")
+    """Raises OSError or ResultsError, before long work, for a file or folder that is not writable.
+
+    Creates the folders that it is in.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(out if out.exists() else out.parent, os.W_OK):
         raise ResultsError(f"--out {out}: not writable")
 
 
 def make_out_dir(out: Path) -> None:
-    """Creates the folder of the figures; raises OSError or ResultsError if it is not writable."""
+    """Creates the folder of the figures; raises as `check_writable`."""
     out.mkdir(parents=True, exist_ok=True)
     check_writable(out)
+
+
+def show_progress(items: Sequence[Item], doing: str) -> Iterator[Item]:
+    """Yields the items, and shows on a terminal which one it is at."""
+    for number, item in enumerate(items, 1):
+        if sys.stdout.isatty():
+            print(f"\r{doing} {number} of {len(items)}", end="", flush=True)
+        yield item
+    if sys.stdout.isatty():
+        print("\r\033[K", end="", flush=True)
 
 
 def print_summary(findings: list[str], figures: list[Path], finished: int, trials: int) -> None:

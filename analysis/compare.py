@@ -28,7 +28,7 @@ from analysis.gan_comparison import compare_gans, read_runs
 from analysis.gan_figures import OTHER_DATA
 from analysis.results import CONFIG_COLUMNS, Trial, read_sweeps, read_trials, trials_table
 from analysis.run_figures import is_gan
-from analysis.sweep_figures import describe_accuracy, plot_accuracies
+from analysis.sweep_figures import describe_accuracy, format_range, plot_accuracies
 from analysis.tables import format_table
 from analysis.trial_metrics import (
     OUTCOMES,
@@ -113,10 +113,9 @@ def outcomes(sweeps: Sweeps) -> pd.DataFrame:
                 if (trial.config["cell"], trial.config["init"]) == (cell, init)
             ]
             counts = part["outcome"].value_counts()
-            shortest, longest = part["length"].min(), part["length"].max()
             rows.append(
                 {"run": run, "cell": CELL_LABELS[cell], "init": init}
-                | {"lengths": f"{shortest}-{longest}", "trials": len(part)}
+                | {"lengths": format_range(part["length"]), "trials": len(part)}
                 | {name: int(counts.get(name, 0)) for name in OUTCOMES}
                 | {"effective_length": format_length(lengths[cell, init])}
                 | {
@@ -158,7 +157,11 @@ def main() -> int:
         quality, figures = compare_gans(gans, labels, args.out)
         if any(run.config["data"] for run, _ in gans.values()):
             print(OTHER_DATA, end="")
-        print(quality.to_string(float_format="{:.4g}".format), *figures, sep="\n")
+        print(quality.to_string(float_format="{:.4g}".format))
+        for name, (_, generator) in gans.items():
+            if generator is None:
+                print(f"{name}: no smoothness, its last evaluated generator was not kept")
+        print(*figures, sep="\n")
         return 0
     sweeps = read_comparable(folders)
     cli.make_out_dir(args.out)

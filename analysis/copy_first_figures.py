@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
+from analysis.cli import show_progress
 from analysis.figures import CELL_LABELS, CELL_STYLES, INIT_LINESTYLES, PALETTE, save
 from analysis.horizon_figures import FLOAT32_MIN, plot_gradients, spaced_ticks
 from analysis.results import CONFIG_COLUMNS, Trial
@@ -43,7 +44,8 @@ def plot_copy_first(
     paths.append(plot_learning(history, out))
     if "grad_norm_first_input" in history and history["grad_norm_first_input"].notna().any():
         paths.append(plot_first_gradient(history.dropna(subset="grad_norm_first_input"), out))
-        paths.append(plot_untrained_gradient(untrained_gradients_table(finished), out))
+        probed = [trial for trial in finished if trial.rows[0].get("grad_norm_h")]
+        paths.append(plot_untrained_gradient(untrained_gradients_table(probed), out))
     gradients = gradients_table(finished)
     if len(gradients):
         paths.append(plot_gradients(gradients, out))
@@ -67,7 +69,7 @@ def plot_test_mse(table: pd.DataFrame, out: Path) -> Path:
     """Plots the test error over the length: each seed, and a line through the seeds' medians."""
     figure, panels = _plot_over_length(table, "test_mse", "test mean squared error")
     for axes in panels:
-        _draw_lines(axes, THRESHOLDS)
+        _plot_thresholds(axes, THRESHOLDS)
     alt = "Test mean squared error. " + ". ".join(describe_copy_first(table)) + "."
     return save(figure, table, out, "test_mse", alt)
 
@@ -76,14 +78,15 @@ def untrained_gradients_table(trials: list[Trial]) -> pd.DataFrame:
     """Returns the gradient at the first input of the trials' networks before training.
 
     It is that with respect to the hidden states after the first input, at each of PAPER_LENGTHS,
-    also those without a trial. In float64: float32 has no positive numbers below 1e-45.
+    also those without a trial; with the other settings of the trial of the longest sequences. In
+    float64: float32 has no positive numbers below 1e-45.
     """
     rows = []
-    of_one_length = {
+    networks = {
         (trial.config["cell"], trial.config["init"], trial.config["seed"]): trial
-        for trial in trials
+        for trial in sorted(trials, key=lambda trial: trial.config["length"])
     }
-    for (cell, init, seed), trial in of_one_length.items():
+    for (cell, init, seed), trial in show_progress([*networks.items()], "probing network"):
         config = trial.config
         for length in PAPER_LENGTHS:
             network = recurrent.build(
@@ -104,7 +107,7 @@ def plot_untrained_gradient(table: pd.DataFrame, out: Path) -> Path:
     figure, panels = _plot_over_length(table, column, FIRST_GRADIENT_LABEL)
     if table[column].min() < FLOAT32_MIN:
         for axes in panels:
-            _draw_lines(axes, {"smallest positive number of float32": FLOAT32_MIN})
+            _plot_thresholds(axes, {"smallest positive number of float32": FLOAT32_MIN})
             axes.yaxis.set_major_locator(LogLocator(base=1e20))
     medians = table.groupby(CONFIG_COLUMNS)[column].median()
     text = " ".join(
@@ -132,8 +135,8 @@ def _plot_over_length(table: pd.DataFrame, column: str, ylabel: str) -> tuple[Fi
         for init, part in table[table["cell"] == cell].groupby("init"):
             style = {**CELL_STYLES[cell], "color": INIT_COLORS[init]}
             offset = gap ** (inits.index(init) - (len(inits) - 1) / 2)
-            # The loss of a network that has diverged is NaN: it counts as infinite. Of two seeds,
-            # the worse: no trial has the mean of both.
+            # That of a network that has diverged is NaN: it counts as infinite. Of two seeds, the
+            # larger: no trial has the mean of both.
             by_length = part.fillna({column: math.inf}).groupby("length")[column]
             median = by_length.quantile(interpolation="higher")
             axes.plot(part["length"] * offset, part[column], ls="", **style)
@@ -174,7 +177,7 @@ def plot_learning(table: pd.DataFrame, out: Path) -> Path:
     """Plots the validation error over the training steps."""
     figure, panels = _plot_over_steps(table, "val_mse", "validation mean squared error")
     for axes in panels:
-        _draw_lines(axes, THRESHOLDS)
+        _plot_thresholds(axes, THRESHOLDS)
     text = _describe_ends(table, "val_mse", "{:.4f}")
     alt = f"Validation mean squared error over the steps. {text}"
     data = table.drop(columns="grad_norm_first_input", errors="ignore")
@@ -235,7 +238,7 @@ def _describe_ends(table: pd.DataFrame, column: str, form: str) -> str:
     )
 
 
-def _draw_lines(axes: Axes, values: dict[str, float]) -> None:
+def _plot_thresholds(axes: Axes, values: dict[str, float]) -> None:
     for name, value in values.items():
         axes.axhline(value, color="black", lw=1, ls=(0, (1, 2)))
         axes.text(0.01, value, name, transform=axes.get_yaxis_transform(), va="bottom", size=8)

@@ -79,15 +79,11 @@ def main() -> int:
     for run, trials in experiments.items():
         started = [trial for trial in trials if trial.rows]
         new, figures = 0, 0
-        for number, trial in enumerate(started, start=1):
+        for trial in cli.show_progress(started, f"{run}: trial"):
             new += tracker.export_trial(trial)
-            if sys.stdout.isatty():
-                print(f"\r{run}: trial {number} of {len(started)}", end="", flush=True)
         if started and not args.no_figures:
             figures = export_figures(run, trials, tracker, args.num_test_samples)
         tracker.finish()
-        if sys.stdout.isatty():
-            print("\r\033[K", end="")
         count = f"{len(started)} of {len(trials)} trials"
         print(f"{run}: {count}, {new} new epochs, {figures} new figures")
     print(tracker.where())

@@ -72,7 +72,7 @@ def describe_horizon(finished: list[Trial], trials: list[Trial]) -> list[str]:
     table = outcomes_table(finished)
     known = effective_length_per_seed(table, trials).groupby(GROUP_COLUMNS)["effective_length"]
     all_seeds = {(*group_of(trial), trial.config["seed"]) for trial in trials}
-    num_seeds = Counter(key[:3] for key in all_seeds)
+    num_seeds = Counter(key[: len(GROUP_COLUMNS)] for key in all_seeds)
 
     def describe_lengths(group: tuple) -> str:
         if group not in known.groups:

@@ -182,7 +182,7 @@ def read_sweeps(
         differing = [name for name in recipe if recipe[name] != other.get(name, recipe[name])]
         if differing:
             names = ", ".join(differing)
-            advice = "use analysis/horizon.py" if "variant" in names else "plot them separately"
+            advice = "use analysis/horizon.py" if "variant" in differing else "plot them separately"
             raise ResultsError(
                 f"{folder}: trials of equal {', '.join(config_columns)} differ in {names}: {advice}"
             )
@@ -261,7 +261,7 @@ def _read_settings(folder: ResultsDir) -> dict[str, Any]:
             for job, content in settings.items()
             if job in ("sweep", "gan")
         }
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ResultsError(f"{folder.path}/{SETTINGS} is corrupt: {error!r}") from None
 
 
@@ -276,7 +276,7 @@ def _read_trial(run: ResultsDir, name: str, config: dict[str, Any] | None) -> Tr
     if config is None:
         try:
             config = _flatten(json.loads(folder.read("params.json")))
-        except (OSError, ValueError, AttributeError):  # not written yet, or truncated
+        except (*checkpoint.MISSING, ValueError, AttributeError):  # not written yet, or truncated
             config = {}
     if {*CONFIG_COLUMNS} <= config.keys():
         config = LATER_SETTINGS | config
@@ -333,7 +333,7 @@ def _read_rows(folder: ResultsDir) -> list[dict[str, Any]]:
         if re.fullmatch(r"checkpoint_[^/]+/checkpoint\.json", path):
             try:
                 history = json.loads(folder.read(path))["history"]
-            except (OSError, ValueError, KeyError, TypeError):
+            except (*checkpoint.MISSING, ValueError, KeyError, TypeError):
                 continue  # truncated, just deleted by Ray, or not a checkpoint of this suite
             for row in history:
                 rows[row["training_iteration"]] = rows.get(row["training_iteration"], {}) | row

@@ -105,7 +105,7 @@ def plot_accuracies(
     axes: Axes, summary: pd.DataFrame, title: str, lengths: EffectiveLengths | None
 ) -> None:
     for (cell, init), accuracies in summary.groupby(["cell", "init"]):
-        seeds = _format_range(accuracies["seeds"])
+        seeds = format_range(accuracies["seeds"])
         seeds += " seed" if seeds == "1" else " seeds"
         label = f"{CELL_LABELS[cell]}, {init} initialization, mean and range of {seeds}"
         if lengths:
@@ -133,7 +133,7 @@ def _plot_accuracy(axes: Axes, cell: str, init: str, accuracies: pd.DataFrame, l
     )
 
 
-def _format_range(numbers: pd.Series) -> str:
+def format_range(numbers: pd.Series) -> str:
     low, high = numbers.min(), numbers.max()
     return f"{low}" if low == high else f"{low}-{high}"
 

@@ -1,10 +1,10 @@
 """Tests of trained networks on unseen sequences; on palindromes, also at other lengths."""
 
 import argparse
-import sys
 
 import pandas as pd
 
+from analysis.cli import show_progress
 from analysis.results import CONFIG_COLUMNS, Trial
 from models.recurrent import CELLS, NUM_CLASSES, RecurrentNetwork
 from models.recurrent_training import evaluate, predict
@@ -45,7 +45,7 @@ def losses_on_unseen(trials: list[Trial], count: int) -> pd.DataFrame:
         count: sequences of each test.
     """
     rows = []
-    for trial in trials:
+    for trial in show_progress(trials, "testing network"):
         network = load_network(trial)
         if network is None:
             continue
@@ -70,9 +70,7 @@ def evaluate_transfer(trials: list[Trial], count: int) -> tuple[pd.DataFrame, pd
     for trial in trials:
         lengths.setdefault(trial.config["cell"], []).append(trial.config["length"])
     by_length, by_digit = [], []
-    for number, trial in enumerate(trials):
-        if sys.stdout.isatty():
-            print(f"\rtesting network {number + 1} of {len(trials)}", end="", flush=True)
+    for trial in show_progress(trials, "testing network"):
         network = load_network(trial)
         if network is None:
             continue
@@ -85,6 +83,4 @@ def evaluate_transfer(trials: list[Trial], count: int) -> tuple[pd.DataFrame, pd
                 for digit in range(NUM_CLASSES):
                     accuracy = correct[data.targets == digit].mean().item()
                     by_digit.append({**labels, "digit": digit, "accuracy": accuracy})
-    if sys.stdout.isatty():
-        print("\r\033[K", end="")
     return pd.DataFrame(by_length), pd.DataFrame(by_digit)

@@ -62,7 +62,7 @@ def select_view(table: pd.DataFrame, args: argparse.Namespace) -> pd.DataFrame:
             raise ResultsError(f"--query {args.query!r}: {error}") from None
         if not isinstance(condition, pd.Series) or not pd.api.types.is_bool_dtype(condition):
             raise ResultsError(
-                f"--query {args.query!r}: must be true or false for each row (cell == 'lstm')"
+                f"--query {args.query!r}: must be true or false for each row, as cell == 'lstm'"
             )
         table = table[condition]
     if args.sort:

@@ -215,6 +215,9 @@ def run_main(main: Callable[[], int]) -> typing.NoReturn:
     A UserError is printed as one line (exit code 2), and so is a storage or disk that fails
     during the run (exit code 1).
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # started with it closed (`>&-`)
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - it stays open
     interrupt.handle_signals()
     try:
         code = main()

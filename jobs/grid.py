@@ -99,8 +99,8 @@ def growth_conflict(existing: dict[str, Any], requested: dict[str, Any]) -> str:
     """Describes why a run cannot grow by the requested trials; empty if it can.
 
     The recipes must be the same (a later version of a preset may have more), and so must trials of
-    the same name. Under a constant learning rate the epochs of a trial may grow. Trials that differ
-    only in their seed must stay comparable.
+    the same name. Under a constant learning rate the epochs of a trial may grow, and other trials
+    may have any number of them. Trials that differ only in their seed must stay comparable.
 
     Args:
         existing: {"recipes": see recipes(), "trials": settings by name} of the run.
@@ -108,15 +108,19 @@ def growth_conflict(existing: dict[str, Any], requested: dict[str, Any]) -> str:
     """
     before, after = (_without_growth(settings["recipes"]) for settings in (existing, requested))
     if len(before) > len(after):
-        return f"{pluralize(len(before), 'recipe')} there, {len(after)} here"
+        return format_difference(_values(before), _values(after))
     trials = existing["trials"]
     pairs = [*zip(before, after, strict=False)]
-    for name in trials.keys() & requested["trials"].keys():
-        old, new = trials[name], requested["trials"][name]
+    for name, new in requested["trials"].items():
+        if name not in trials:
+            continue
+        old = trials[name]
         if new["lr_schedule"] == "constant" and old["epochs"] < new["epochs"]:
             old = old | {"epochs": new["epochs"]}
         pairs.append((old, new))
     for old, new in pairs:
+        if old["lr_schedule"] != new["lr_schedule"]:  # the epochs of one are left out
+            old, new = old | {"epochs": None}, new | {"epochs": None}
         difference = format_difference(old, new)
         if difference:
             return difference
@@ -138,6 +142,14 @@ def _without_growth(recipes: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for recipe in recipes
     ]
     return [recipe for i, recipe in enumerate(fixed) if recipe not in fixed[:i]]
+
+
+def _values(recipes: list[dict[str, Any]]) -> dict[str, str]:
+    """Returns the values of each setting in several recipes."""
+    return {
+        name: ",".join(dict.fromkeys(format_value(recipe[name]) for recipe in recipes))
+        for name in recipes[0]
+    }
 
 
 def _group(config: dict[str, Any]) -> tuple:
@@ -178,11 +190,14 @@ def validate(grid: GridConfig) -> None:
     for variant in grid.variants:
         if variant not in VARIANTS:
             raise UserError(f"--variants {variant}: choose from {', '.join(VARIANTS)}")
-        if variant != "full" and not variant_has_effect(variant, grid):
-            cells = ",".join(grid.cells)
-            raise UserError(f"--variants {variant}: {cells} have it already, choose other --cells")
         if variant != "full" and grid.task != "palindrome":
             raise UserError(f"--variants {variant}: only for --task palindrome")
+        if variant != "full" and not variant_has_effect(variant, grid):
+            same = ", ".join(f"{name} {format_value(v)}" for name, v in VARIANTS[variant].items())
+            raise UserError(
+                f"--variants {variant}: changes nothing for {','.join(grid.cells)}, which have "
+                f"{same}: leave it out"
+            )
     for name in (
         "epochs", "batch_size", "lr", "hidden_size", "num_layers", "grad_clip",
         "stop_after_solved_epochs", "evals_per_epoch",

@@ -9,7 +9,9 @@ import time
 from contextlib import suppress
 from typing import Any
 
-COMMAND = "the command without --fresh" if "--fresh" in sys.argv else "the same command"
+COMMAND = "the same command"
+if "--fresh" in sys.argv:  # which may have added a number to the name
+    COMMAND = "it with --name and the name of its folder instead of --fresh"
 INTERRUPT_MESSAGE = (
     f"Interrupted, shutting down. Re-run {COMMAND} to resume (Ctrl-C again to force quit)."
 )

@@ -106,7 +106,8 @@ def describe_error(text: str) -> str:
     if not frames:
         return lines[-1]
     # The first line after the last frame of a traceback: a message may have several.
-    return next((line for line in lines[frames[-1] :] if not line.startswith(" ")), lines[-1])
+    after = (line for line in lines[frames[-1] :] if line.strip() and not line.startswith(" "))
+    return next(after, lines[-1])
 
 
 def authenticate(address: str) -> None:

@@ -95,7 +95,7 @@ def open_dir(storage: str) -> StorageDir:
         UserError: the URI is invalid or its storage cannot be reached.
     """
     if not storage:  # as of an unset variable of the shell
-        raise UserError("--storage: is empty")
+        raise UserError("--storage: is empty, give a folder or a URI")
     if "://" not in storage:
         expanded = os.path.expanduser(storage)
         if expanded.startswith("~"):
@@ -139,6 +139,7 @@ def read_settings(folder: StorageDir, job: str) -> dict[str, Any]:
 
     Raises:
         UserError: they are corrupt, or of another job.
+        OSError: they cannot be read.
     """
     if SETTINGS not in folder.names():
         return {}
@@ -146,7 +147,7 @@ def read_settings(folder: StorageDir, job: str) -> dict[str, Any]:
         settings = json.loads(folder.read(SETTINGS))
         if not isinstance(settings, dict) or not isinstance(settings.get(job), dict):
             raise ValueError(f"no settings of a {job}")
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         refuse_corrupt_settings(folder, error)
     return settings[job]
 

@@ -12,7 +12,7 @@ import torch
 from models.rng import make_rng
 from models.sequences import Sequences, SequenceSplits
 
-MIN_SAMPLES = 10  # enough that the validation split is a tenth of them
+MIN_SAMPLES = 10  # enough for the validation split to be a tenth of them, and not more
 
 
 def num_train(num_sequences: int) -> int:

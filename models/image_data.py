@@ -101,7 +101,8 @@ def named_dataset(name: str) -> Path:
             with suppress(OSError):  # without locks, each process downloads it
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if not folder.exists():
-                print(f"downloading {name} to {folder}", flush=True)
+                with suppress(OSError):  # stdout is closed
+                    print(f"downloading {name} to {folder}", flush=True)
                 with tempfile.TemporaryDirectory(dir=root) as parent:
                     with redirect_stdout(io.StringIO()):
                         raw_folder = dataset(parent, download=True).raw_folder

@@ -35,7 +35,7 @@ from jobs.formatting import format_value
         ("--seed 3", "unrecognized"),  # not an abbreviation of --seeds
         ("--name a/b", "--name 'a/b': a name consists of"),
         ("--storage s3://", "--storage s3://"),
-        ("--storage=", "--storage: is empty"),
+        ("--storage=", "--storage: is empty, give a folder"),
         ("--cpus-per-trial 0", "--cpus-per-trial 0: must be at least 1"),
         ("--max-concurrent 0", "--max-concurrent 0: must be at least 1"),
         ("--ablate", "--ablate: requires --preset horizon"),
@@ -103,18 +103,36 @@ def test_exit_code_is_that_of_a_signal_only_after_one(
     assert print_summary(done, 4, "epoch", folder, failures, "analysis/gan.py") == code
 
 
-@pytest.mark.parametrize("stdout", ["closed", "/dev/full"])
-def test_stdout_that_fails_ends_no_training(stdout):
-    code = "from jobs import cli, progress, storage\nline = progress.StatusLine()\n"
-    code += "cli.print_start(['c'], storage.open_dir('/'), 'logs')\n"
-    code += "for i in range(3): line.next_time = 0; line.update(lambda: 'a' * 9999 + str(i))\n"
-    code += "line.print_line('b'); line.clear()\n"
-    code += "cli.run_main(lambda: cli.print_summary(1, 1, 'x', storage.open_dir('/'), [], 'y'))"
+@pytest.mark.parametrize("stdout", ["closed pipe", "closed", "/dev/full"])
+@pytest.mark.parametrize(
+    "print_something",
+    [
+        "cli.print_start(['c'], storage.open_dir('/'), 'logs')",
+        "line.update(lambda: 'a')",
+        "line.print_line('a')",
+        "cli.print_summary(1, 1, 'x', storage.open_dir('/'), [], 'y')",
+    ],
+)
+def test_stdout_that_fails_ends_no_training(print_something, stdout):
+    code = f"""
+import os
+from jobs import cli, progress, storage
+def main():
+    line = progress.StatusLine()
+    {print_something}
+    {print_something}
+    os.write(2, b"trained")
+    return 0
+cli.run_main(main)
+"""
     read_end, write_end = os.pipe()
     os.close(read_end)
-    with open(write_end if stdout == "closed" else stdout, "w") as file:
-        job = subprocess.run([sys.executable, "-c", code], cwd=REPO, stdout=file, stderr=-1)
-    assert (job.stderr, job.returncode) == (b"", 0)
+    with open("/dev/full" if stdout == "/dev/full" else write_end, "w") as file:
+        job = subprocess.run(
+            [sys.executable, "-c", code], cwd=REPO, stdout=file, stderr=subprocess.PIPE,
+            preexec_fn=(lambda: os.close(1)) if stdout == "closed" else None,
+        )  # fmt: skip
+    assert (job.stderr, job.returncode) == (b"trained", 0)
 
 
 def test_jobs_start_for_a_user_without_a_home_directory():

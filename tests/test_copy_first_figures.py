@@ -106,7 +106,7 @@ def test_tables_and_page_show_the_error_instead_of_an_accuracy(run, call_main, t
     table = trials_table(read_trials(str(folder)))
     assert "val_loss" in fit_to_width(table[default_columns(table)], width=60)
     assert shown.stdout.splitlines()[-1] == "16 of 16 trials"
-    page = tmp_path / "report.html"
+    page = tmp_path / "new" / "report.html"
     done = call_main(report.main, folder, "--out", page, "--num-test-samples", SAMPLES)
     assert (done.returncode, done.stderr) == (0, "")
     assert "Test mean squared error." in page.read_text()
@@ -142,6 +142,18 @@ def test_line_of_two_seeds_goes_through_one_of_them():
     _, (axes,) = copy_first_figures._plot_over_length(pd.DataFrame(seeds), "test_mse", "")
     plt.close()
     assert axes.lines[1].get_ydata().tolist() == [1.0]
+
+
+@pytest.mark.parametrize(("norm", "labels"), [(1e-60, 1), (1e-40, 0)])
+def test_gradients_that_are_zero_in_float32_are_below_a_line(norm, labels, tmp_path, monkeypatch):
+    seeds = {"cell": "gru", "init": "keras", "length": 5, "seed": 0, "grad_norm_first_input": norm}
+    figures = []
+    monkeypatch.setattr(copy_first_figures, "save", lambda figure, *_: figures.append(figure))
+    copy_first_figures.plot_untrained_gradient(pd.DataFrame([seeds]), tmp_path)
+    (axes,) = figures[0].axes
+    plt.close()
+    assert len(axes.texts) == labels
+    assert axes.get_ylim()[0] < norm
 
 
 def test_runs_of_other_numbers_of_layers_are_not_pooled(run, call_main, tmp_path):

@@ -85,14 +85,18 @@ def test_smoothness_is_that_of_the_last_evaluation(runs, monkeypatch):
     assert not states[0]["0.weight"].equal(generators[2].state_dict()["0.weight"])
 
 
-def test_smoothness_is_missing_if_the_checkpoint_of_the_last_evaluation_was_not_kept(runs):
+def test_smoothness_is_missing_if_the_checkpoint_of_the_last_evaluation_was_not_kept(
+    runs, call_main, tmp_path
+):
     latest = read_trials(str(runs[0]))[0].latest_checkpoint()
-    latest.history.append(
-        {"epoch": 3, "training_iteration": 3}
-    )  # without an evaluation; its checkpoint replaces that of 2
+    # Without an evaluation; its checkpoint replaces that of epoch 2.
+    latest.history.append({"epoch": 3, "training_iteration": 3})
     checkpoint.save(runs[0] / latest.name, latest.state, latest.history)
     ((run, generator),) = gan_comparison.read_runs({"killed": str(runs[0])}).values()
     assert gan_comparison.median_smoothness(run, generator, load_classifier()) == {}
+    done = call_main(compare.main, *runs, "--out", tmp_path / "out")
+    lines = [line for line in done.stdout.splitlines() if "no smoothness" in line]
+    assert [line.partition(":")[0] for line in lines] == ["gan-3"]
 
 
 def test_spread_is_missing_where_a_run_has_no_value(runs, tmp_path, monkeypatch):

@@ -161,7 +161,7 @@ COPY_FIRST = {"task": "copy-first"}
         ({"variants": ("no-luck",)}, "--variants no-luck: choose from full, clip"),
         (
             {"variants": ("no-clip",), "grad_clip": None},
-            "--variants no-clip: lstm,rnn,gru have it already",
+            "--variants no-clip: changes nothing for lstm,rnn,gru, which have grad_clip none: ",
         ),
         ({"epochs": 0}, "--epochs 0: must be positive"),
         ({"lr": -1.0}, "--lr -1.0: must be positive"),
@@ -182,7 +182,7 @@ COPY_FIRST = {"task": "copy-first"}
         ),
         (
             COPY_FIRST | {"variants": ("raw-input", "one-hot")},
-            "--variants raw-input: lstm,rnn,gru have it already, choose other --cells",
+            "--variants raw-input: only for --task palindrome",
         ),
         (
             COPY_FIRST | {"variants": ("full", "clip")},
@@ -248,6 +248,7 @@ SMALL = {"lengths": (3, 5), "seeds": (0, 1), "epochs": 5}
         ("recipe", {"seeds": (0,)}, {}),
         ("figures", {}, {"epochs": 30}),  # of both its grids
         ("quick", {}, {"lengths": (30,), "epochs": 40}),
+        ("quick", {}, {"lengths": (30,), "epochs": 4}),
     ],
 )
 def test_run_grows_by_other_values_of_its_axes(preset, before, after):
@@ -307,7 +308,13 @@ COSINE = SMALL | {"lr_schedule": "cosine"}
         ),
         ("horizon", {}, {"lengths": (9,), "warmup_steps": 7}, "warmup_steps: 100 there, 7 here"),
         ("figures", {"cells": ("lstm",)}, SMALL, "epochs: 20 there, 5 here"),
-        ("recipe", {}, {"lr": 0.01, "grad_clip": 1.0}, "3 recipes there, 1 here"),
+        ("quick", {}, {"lr_schedule": "cosine"}, "lr_schedule: constant there, cosine here"),
+        (
+            "recipe",
+            {},
+            {"lr": 0.01, "grad_clip": 1.0},
+            "lr: 0.005,0.0003,0.01 there, 0.01 here, grad_clip: 1.0,none there, 1.0 here",
+        ),
     ],
 )
 def test_other_settings_are_a_conflict(preset, before, after, message):

@@ -57,6 +57,7 @@ TRACEBACK = """Traceback (most recent call last):
         (f"{TRACEBACK}ValueError: bad", "ValueError: bad"),
         (f"{TRACEBACK}CudaError: out of memory\nCompile with it.", "CudaError: out of memory"),
         (f"{TRACEBACK}KeyError: 1\n\nDuring it:\n\n{TRACEBACK}OSError: 2\nx", "OSError: 2"),
+        ('  File "x", line 1\n\nIOError: y', "IOError: y"),
         ("first\nbad", "bad"),
         ("", "unknown error"),
     ],
