@@ -118,7 +118,9 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscop
 check: lint
 	$(PYTEST) -m "not ray"
 
-test: lint test-tools .venv-mlflow/installed
+# The parts of the set-up wait for disk and network: together they take less time.
+test:
+	$(MAKE) --jobs 3 lint test-tools .venv-mlflow/installed
 	$(PYTEST)
 
 # The MLflow server of the tests, in an environment of its own: it pins versions of packages that

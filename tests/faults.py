@@ -36,7 +36,7 @@ GAN = (
     "--keep-every 2 --eval-every 1"
 )
 SHORT_TRIALS = {  # by number of trials
-    12: "sweep.py --cells lstm,rnn --lengths 3-5 --seeds 0,1 --epochs 4 --num-sequences 4000",
+    6: "sweep.py --cells lstm,rnn --lengths 3-5 --seeds 0 --epochs 4 --num-sequences 4000",
     200: "sweep.py --cells lstm,rnn --lengths 3-12 --seeds 0-9 --epochs 2 --num-sequences 2000",
 }
 
