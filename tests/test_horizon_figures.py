@@ -79,6 +79,13 @@ def test_gradients_are_not_plotted_without_probe(tmp_path):
     assert not (tmp_path / "gradients.csv").exists()
 
 
+def test_gradient_that_is_zero_in_float32_counts_as_its_smallest_number(tmp_path):
+    trials = [make_trial([0.1, 0.1], "rnn", grad_norm_h=[[1.0, 0.0]] * 2)]
+    plot_horizon(trials, trials, tmp_path)
+    with Image.open(tmp_path / "gradients.png") as image:
+        assert "1.0e+00 at the end, 1.4e-45 at the beginning" in image.text["Description"]
+
+
 def test_description_gives_the_range_of_effective_lengths_where_known():
     trials = [make_trial([0.1, 1, 1], length=10, seed=seed) for seed in (0, 1)]
     trials.append(make_trial([0.1] * 4, length=20, seed=0))

@@ -28,6 +28,7 @@ from ray.tune import ExperimentAnalysis, ResultGrid
 from analysis.results import (
     CONFIG_COLUMNS,
     SILENCE_SECONDS,
+    ResultsDir,
     ResultsError,
     Trial,
     epochs_table,
@@ -344,6 +345,28 @@ def test_gan_run_is_read_as_one_trial(gan_run, tmp_path):
 def test_corrupt_settings_are_an_error(tmp_path, content):
     (tmp_path / "settings.json").write_text(content)
     with pytest.raises(ResultsError, match=r"settings\.json is corrupt"):
+        read_trials(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "path", ["settings.json", "a/params.json", "checkpoint_000000/checkpoint.json"]
+)
+def test_file_that_cannot_be_read_for_a_moment_is_an_error(tmp_path, monkeypatch, path):
+    """A trial without its settings or rows would look as if it had just started."""
+    if path == "settings.json":
+        write_settings(tmp_path, {})
+    write_trial(tmp_path, "a", {}, [make_row(1)])
+    (tmp_path / "a" / "checkpoint_000000").mkdir()
+    (tmp_path / "a" / "checkpoint_000000" / "checkpoint.json").write_text('{"history": []}')
+    read = ResultsDir.read
+
+    def fail(folder: ResultsDir, name: str) -> bytes:
+        if f"{folder.path}/{name}".endswith(path):
+            raise OSError("timeout")
+        return read(folder, name)
+
+    monkeypatch.setattr(ResultsDir, "read", fail)
+    with pytest.raises(OSError, match="timeout"):
         read_trials(str(tmp_path))
 
 

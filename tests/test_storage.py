@@ -66,6 +66,17 @@ def test_corrupt_settings_and_those_of_another_job_are_reported(user_error_of, t
     assert "settings.json is corrupt (" in user_error_of(sweep.main, *flags)
 
 
+def test_settings_that_cannot_be_read_for_a_moment_are_not_corrupt(tmp_path, monkeypatch):
+    folder = create_run(tmp_path)
+
+    def read(folder: storage.StorageDir, name: str) -> bytes:
+        raise OSError("timeout")
+
+    monkeypatch.setattr(storage.StorageDir, "read", read)
+    with pytest.raises(OSError, match="timeout"):
+        storage.read_settings(folder, "sweep")
+
+
 @pytest.mark.parametrize("name", ["../../x", "a/b", "*", "~", ".", "..", "-x", ""])
 def test_name_cannot_leave_the_storage_folder(tmp_path, name):
     with pytest.raises(UserError, match="a name consists of"):
