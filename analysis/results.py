@@ -333,10 +333,11 @@ def _read_rows(folder: ResultsDir) -> list[dict[str, Any]]:
         if re.fullmatch(r"checkpoint_[^/]+/checkpoint\.json", path):
             try:
                 history = json.loads(folder.read(path))["history"]
+                by_iteration = {row["training_iteration"]: row for row in history}
             except (*checkpoint.MISSING, ValueError, KeyError, TypeError):
                 continue  # truncated, just deleted by Ray, or not a checkpoint of this suite
-            for row in history:
-                rows[row["training_iteration"]] = rows.get(row["training_iteration"], {}) | row
+            for iteration, row in by_iteration.items():
+                rows[iteration] = rows.get(iteration, {}) | row
     return [rows[iteration] for iteration in sorted(rows)]
 
 

@@ -199,7 +199,11 @@ def test_corrupt_line_harms_no_other_line_that_ends_before_it(tmp_path, damage):
     assert [row["training_iteration"] for row in read(tmp_path)["a"].rows] == written
 
 
-@pytest.mark.parametrize("content", ["", '{"epo', "{}", '{"epoch": 3}', "[1, 2]", "null", "7"])
+UNREADABLE = ["", '{"epo', "{}", '{"epoch": 3}', "[1, 2]", "null", "7"]
+UNREADABLE += ['{"history": [{"epoch": 3}]}', '{"history": [7]}', '{"history": 7}']
+
+
+@pytest.mark.parametrize("content", UNREADABLE)
 def test_unreadable_checkpoint_summary_harms_no_row(third_party_experiment, content):
     for path in third_party_experiment.glob("*/checkpoint_000000"):
         (path / "checkpoint.json").write_text(content)
