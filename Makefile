@@ -89,9 +89,12 @@ results-horizon: .venv/installed
 	  --csv docs/horizon/fresh-ablation/epochs.csv.gz
 
 # Benchmark 1 of Vecoven, Ernst & Drion (2021).
+COPY_FIRST := $(SWEEP) --preset copy-first --probe --name copy-first
 results-copy-first: .venv/installed
-	$(SWEEP) --preset copy-first --probe --name copy-first
-	$(SWEEP) --preset copy-first --lengths 50 --inits keras,chrono --seeds 0,1 --probe --name copy-first
+	$(COPY_FIRST)
+	$(COPY_FIRST) --lengths 50 --inits keras,chrono --seeds 0-2
+	$(COPY_FIRST) --lengths 100 --inits chrono --seeds 0-2
+	$(COPY_FIRST) --lengths 300 --inits chrono
 	$(BIN)/python analysis/sweep.py "$(RESULTS)/copy-first" --num-test-samples 50000 --out docs/copy-first
 	$(TRIALS) "$(RESULTS)/copy-first" --csv docs/copy-first/epochs.csv.gz \
 	  --columns cell,init,length,seed,epoch,train_loss,val_loss,grad_norm,train_seconds,epoch_seconds,hardware
