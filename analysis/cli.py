@@ -32,6 +32,8 @@ def run_main(main: Callable[[], int]) -> NoReturn:
     A ResultsError or OSError is printed as one line (exit code 2). A closed stdout (`| head`) is
     no error.
     """
+    if sys.stdout is None:  # started with it closed (`>&-`)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open
     code = 0
     try:
         code = main()

@@ -11,7 +11,7 @@ from typing import Any
 
 COMMAND = "the same command"
 if "--fresh" in sys.argv:  # which may have added a number to the name
-    COMMAND = "it with --name and the name of its folder instead of --fresh"
+    COMMAND = "the command with this run's --name instead of --fresh"
 INTERRUPT_MESSAGE = (
     f"Interrupted, shutting down. Re-run {COMMAND} to resume (Ctrl-C again to force quit)."
 )

@@ -2,11 +2,12 @@
 
 import os
 import subprocess
+import sys
 from importlib import import_module
 
 import pytest
 from fake_trials import make_trial, write_trials
-from processes import run_script, script_command
+from processes import REPO, run_script, script_command
 
 from analysis import cli
 
@@ -116,3 +117,11 @@ def test_summary_counts_trials_that_are_left_out(capsys, tmp_path):
     assert capsys.readouterr().out == f"finding\n{left_out}\n{tmp_path / 'a.png'}\n"
     cli.print_summary(["finding"], [], finished=5, trials=5)
     assert capsys.readouterr().out == "finding\n"
+
+
+def test_script_may_be_started_with_stdout_closed(tmp_path):
+    run = write_trials(tmp_path / "run", make_trial([0.1]))
+    command = [sys.executable, "analysis/trials.py", run, "--csv", tmp_path / "table.csv"]
+    done = subprocess.run(command, cwd=REPO, stderr=subprocess.PIPE, preexec_fn=lambda: os.close(1))
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "table.csv").exists()
