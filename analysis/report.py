@@ -145,13 +145,12 @@ def settings_of(trials: list[Trial]) -> dict[str, str]:
 
 
 def _distinct(values: Iterable[Any]) -> str:
-    """Returns the distinct values, sorted."""
-    distinct = {str(value): value for value in values}
+    """Returns the distinct values, sorted; None is written as on the command line."""
+    distinct = {"none" if value is None else str(value): value for value in values}
     try:
-        ordered = sorted(distinct.values())
+        return ", ".join(sorted(distinct, key=distinct.__getitem__))
     except TypeError:  # of several types
-        ordered = list(distinct.values())
-    return ", ".join(map(str, ordered))
+        return ", ".join(distinct)
 
 
 def provenance(trials: list[Trial]) -> dict[str, str]:

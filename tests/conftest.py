@@ -38,8 +38,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # jobs find a Ray of this process, not 
 # jobs that they interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# They run first, so that none of them runs alone at the end.
-LONGEST = ["ray_up", "sweep", "gan_job", "slurm", "s3", "faults", "autoscaling", "gan_figures"]
+# They run first, the longest at the start, so that none of them runs alone at the end.
+LONGEST = ["sweep", "gan_job", "ray_up", "s3", "faults", "slurm", "tour", "ray_internals"]
+LONGEST += ["gan_figures", "autoscaling"]
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by markers

@@ -235,6 +235,14 @@ def test_page_is_one_small_file_with_settings_failures_and_provenance(page, swee
         assert f"<dt>{name}</dt><dd>{value}</dd>" in text
 
 
+def test_settings_are_listed_as_on_the_command_line():
+    trials = [make_trial([0.5], length=length) for length in (10, 9)]
+    for trial in trials:
+        trial.config["grad_clip"] = None
+    settings = report.settings_of(trials)
+    assert (settings["length"], settings["grad_clip"]) == ("9, 10", "none")
+
+
 def test_runs_without_results_have_a_page(call_main, gan_run, tmp_path):
     write_trials(tmp_path / "sweep", make_trial([0.5]))
     write_trial(tmp_path / "other", "one", {"lr": 0.1}, [make_row(1)])
