@@ -94,7 +94,10 @@ def trial_error(trial: Trial) -> str:
 
 
 def describe_error(text: str) -> str:
-    """Returns the error of a trial in one line: Ray's own have a page of advice."""
+    """Returns the error of a trial in one line: Ray's own have a page of advice.
+
+    It is the last line of a text, or the first one after the traceback in it.
+    """
     if "node running low on memory" in text:  # killed by Ray's memory monitor
         return "killed: the node ran out of memory (lower --max-concurrent, raise --cpus-per-trial)"
     # The second if Ray does not notice the death within a second, or cannot reach the host.

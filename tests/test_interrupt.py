@@ -36,7 +36,7 @@ ACKNOWLEDGED = interrupt.INTERRUPT_MESSAGE + "\n"
 
 
 def run_interrupted(
-    main: str, number: signal.Signals, presses: int, pause: float = 0
+    main: str, number: signal.Signals, presses: int, pause: float = 0, *arguments: str
 ) -> tuple[int, str, str]:
     """Sends a signal whenever `main` prints "working"; returns exit code, stdout and stderr.
 
@@ -44,8 +44,9 @@ def run_interrupted(
         number: of the signal.
         presses: how often it is sent.
         pause: seconds before each signal.
+        arguments: of the script.
     """
-    command = [sys.executable, "-c", SCRIPT.format(main=main)]
+    command = [sys.executable, "-c", SCRIPT.format(main=main), *arguments]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=REPO, stdout=pipe, stderr=pipe, text=True) as process:
         for _ in range(presses):
@@ -105,6 +106,12 @@ def test_signal_prints_one_line_and_ends_the_process(
 ):
     code = exit_code if own_code is None else own_code
     assert run_interrupted(main, number, presses, pause) == (code, "", ACKNOWLEDGED)
+
+
+def test_message_after_fresh_does_not_advise_to_start_another_run():
+    """--fresh may have added a number to the name of the run that is to be resumed."""
+    _, _, printed = run_interrupted("work()", signal.SIGINT, 1, 0, "--fresh")
+    assert "Re-run the command with this run's --name instead of --fresh to resume" in printed
 
 
 JOBS = ["jobs/gan.py", "jobs/sweep.py"]
