@@ -12,6 +12,7 @@ explicit_args(parser.parse_args(), Config)   # {"lengths": (3, 4)}: only what wa
 import argparse
 import atexit
 import dataclasses
+import math
 import os
 import re
 import shlex
@@ -49,6 +50,13 @@ class LaunchArgs:
     name: str = arg("", "run and folder name (from the preset)")
     fresh: bool = arg(False, "new folder, from scratch")
     address: str | None = arg(None, "Ray cluster (the local one, else a new one)")
+
+
+def parse_text(text: str) -> str:
+    """Returns the text. It cannot be empty, as where the shell does not know a variable."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty")
+    return text
 
 
 def parse_int_ranges(text: str) -> tuple[int, ...]:
@@ -117,7 +125,7 @@ class DataclassParser(argparse.ArgumentParser):
         group = self.add_argument_group(title)
         field_types = typing.get_type_hints(config)
         for field in dataclasses.fields(config):
-            flag = "--" + field.name.replace("_", "-")
+            flag = flag_of(field.name)
             text = field.metadata["help"].replace("%", "%%")
             if field_types[field.name] is bool:
                 group.add_argument(flag, action="store_true", help=text)
@@ -151,7 +159,20 @@ def _parser_for(kind: Any) -> tuple[Callable[[str], Any], tuple[str, ...] | None
 
         optional.__name__ = convert.__name__  # argparse names it in its errors
         return optional, choices, metavar
-    return kind, None, {int: "N", float: "X", str: "TEXT"}[kind]
+    return parse_text if kind is str else kind, None, {int: "N", float: "X", str: "TEXT"}[kind]
+
+
+def flag_of(name: str) -> str:
+    """Returns the flag of a dataclass field."""
+    return "--" + name.replace("_", "-")
+
+
+def check_positive(config: Any, *names: str) -> None:
+    """Raises UserError for a field that is not positive and finite; None is not checked."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"{flag_of(name)} {value}: must be positive and finite")
 
 
 def explicit_args(args: argparse.Namespace, config: type) -> dict[str, Any]:
@@ -170,8 +191,10 @@ def resume_command(name: str) -> str:
 
 
 def shell_command(script: str, arguments: list[str]) -> str:
-    """Returns the shell command that runs a script, for the place where this one was started."""
+    """Returns the shell command that runs a script of this suite: here, or by `ray submit`."""
     if not _under_ray_submit():
+        if script.startswith("analysis/"):
+            script = os.path.normpath(os.path.join(os.path.dirname(sys.argv[0]), "..", script))
         return shlex.join(["python", script, *arguments])
     # `ray submit` passes arguments to the head's shell unquoted, so they are quoted twice.
     quoted = {argument: shlex.quote(argument) for argument in arguments}
@@ -212,8 +235,8 @@ def print_summary(
 def run_main(main: Callable[[], int]) -> typing.NoReturn:
     """Runs a job's `main` and exits with its code.
 
-    A UserError is printed as one line (exit code 2), and so is a storage or disk that fails
-    during the run (exit code 1).
+    A UserError is printed as one line (exit code 2), and so is a storage or disk that fails (exit
+    code 1).
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # started with it closed (`>&-`)

@@ -22,6 +22,7 @@ from jobs.progress import print_lines
 from jobs.ray_internals import authenticate, local_address
 
 LISTEN = "0A"  # a socket's state in /proc/net/tcp
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of this container
 
 # Set for every process of a job before it starts. By default glibc returns large buffers to the
 # kernel at every training step and requests them again, which costs a third of the time of an
@@ -51,15 +52,15 @@ def connect(address: str | None) -> str:
     Raises:
         UserError: the cluster cannot be reached, or Ray cannot start.
     """
-    variable = os.environ.get("RAY_ADDRESS")
+    env_address = os.environ.get("RAY_ADDRESS")
     local = local_address()
     where = f"--address {address}" if address else "local cluster"
-    if variable and not address:
-        where = f"RAY_ADDRESS={variable}"
+    if env_address and not address:
+        where = f"RAY_ADDRESS={env_address}"
     elif not address and _has_ended(local):
         print_lines(f"the Ray at {local} has ended: starting a local one")
         address = "local"
-    target = address or variable or local
+    target = address or env_address or local
     if target == "auto":
         target = local
     if other_user := _other_user(target):
@@ -82,7 +83,7 @@ def connect(address: str | None) -> str:
             authenticate(target)
         with _own_working_directory():
             try:
-                context = ray.init(num_cpus=_cpu_affinity(), **options)
+                context = ray.init(num_cpus=_cpu_limit(), **options)
             except ValueError:  # a cluster exists, and has its own number of CPUs
                 context = ray.init(**options)
     except ray.exceptions.RayError as error:  # token authentication without a valid token
@@ -144,7 +145,7 @@ def _check_listening(address: str) -> bool:
         raise OSError("no Ray Client (start the job on a host of the cluster, or `ray submit` it)")
     host, _, port = address.rpartition(":")
     if host and port.isdecimal() and "/" not in host:
-        socket.create_connection((host, int(port)), timeout=10).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         return True
     return False
 
@@ -199,15 +200,21 @@ def _own_working_directory() -> Iterator[None]:
         os.chdir(working_directory)
 
 
-def _cpu_affinity() -> int | None:
-    """Returns the number of CPUs that this process is restricted to (e.g. by taskset), or None.
+def _cpu_limit() -> int | None:
+    """Returns the number of CPUs if this process is restricted to some (e.g. by taskset), or None.
 
     Ray counts the CPUs of the machine or container; threads that share a core wait for each other.
     """
     if not hasattr(os, "sched_getaffinity"):  # Linux only
         return None
     allowed = len(os.sched_getaffinity(0))
-    return allowed if allowed != os.cpu_count() else None
+    if allowed == os.cpu_count():
+        return None
+    # The container may have less time than these CPUs. Ray does not look if it is given a number.
+    with suppress(OSError, ValueError):  # no control groups of version 2, or no quota: "max"
+        quota, period = map(int, CPU_QUOTA.read_text().split())  # microseconds
+        allowed = min(allowed, max(1, quota // period))
+    return allowed
 
 
 def check_storage(folder: storage.StorageDir) -> None:

@@ -33,7 +33,7 @@ from jobs.ray_internals import (
     RayInterfaceTorchConfig,
     remove_stale_checkpoint_index,
 )
-from jobs.resources import describe_workers, resolve_worker_group
+from jobs.resources import describe_workers, parse_gpus, resolve_worker_group
 from jobs.tensorboard import EventFile
 from jobs.training import Progress, load_checkpoint_on_all_ranks, run_training
 from models import checkpoint, distributed, gan, gan_metrics, image_data
@@ -78,10 +78,9 @@ PRESET_SUMMARIES = {
 
 def validate(config: GANConfig) -> None:
     """Raises UserError for hyperparameters that cannot be run."""
-    for name in ("epochs", "batch_size", "latent_dim", "lr", "keep_every", "eval_every"):
-        value = getattr(config, name)
-        if not 0 < value < math.inf:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be positive and finite")
+    cli.check_positive(
+        config, "epochs", "batch_size", "latent_dim", "lr", "keep_every", "eval_every"
+    )
     if config.latent_dim > MAX_LATENT_DIM:
         raise UserError(f"--latent-dim {config.latent_dim}: must be at most {MAX_LATENT_DIM}")
     if config.batch_size < 2:
@@ -279,8 +278,8 @@ def parse_args() -> tuple[GANConfig, GANLaunchArgs, tuple[int, int] | None]:
     launch = GANLaunchArgs(**cli.explicit_args(args, GANLaunchArgs))
     launch = replace(launch, name=launch.name or f"gan-{args.preset}")
     workers = parse_worker_range(launch.workers)
-    if launch.cpus_per_worker is not None and launch.cpus_per_worker < 1:
-        raise UserError(f"--cpus-per-worker {launch.cpus_per_worker}: must be at least 1")
+    cli.check_positive(launch, "cpus_per_worker")
+    parse_gpus("--gpus-per-worker", launch.gpus_per_worker, shared=False)
     validate(config)
     if workers:
         check_batch_covers_workers(workers[1], config)
@@ -306,7 +305,8 @@ def epochs_done(folder: storage.StorageDir, config: GANConfig) -> int:
     try:
         model.load_state_dict(latest.state)
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(f"{folder.subdir(latest.name).uri}: not a checkpoint of this GAN") from None
+        advice = "not of this GAN: use another --name, or --fresh"
+        raise UserError(f"{folder.subdir(latest.name).uri}: {advice}") from None
     return latest.epoch
 
 

@@ -3,11 +3,10 @@
 configs = {trial_name(config): config for config in trial_configs(GridConfig(cells=("lstm",)))}
 """
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from jobs.cli import arg
+from jobs.cli import arg, check_positive
 from jobs.errors import UserError
 from jobs.formatting import format_difference, format_value, pluralize
 from models import recurrent
@@ -198,14 +197,10 @@ def validate(grid: GridConfig) -> None:
                 f"--variants {variant}: changes nothing for {','.join(grid.cells)}, which have "
                 f"{same}: leave it out"
             )
-    for name in (
-        "epochs", "batch_size", "lr", "hidden_size", "num_layers", "grad_clip",
+    check_positive(
+        grid, "epochs", "batch_size", "lr", "hidden_size", "num_layers", "grad_clip",
         "stop_after_solved_epochs", "evals_per_epoch",
-    ):  # fmt: skip
-        value = getattr(grid, name)
-        if value is not None and not 0 < value < math.inf:
-            flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag} {value}: must be positive and finite")
+    )  # fmt: skip
     if grid.warmup_steps < 0:
         raise UserError(f"--warmup-steps {grid.warmup_steps}: must be 0 or more")
     if grid.num_sequences < task.min_sequences:

@@ -43,8 +43,11 @@ def handle_signals() -> None:
     threading.Thread(target=_listen, args=(read_fd,), daemon=True).start()
 
 
-def raise_once(number: int, frame: Any) -> None:
-    """The same signal may arrive twice; the summary must not be interrupted."""
+def raise_once(signum: int, frame: Any) -> None:
+    """Raises KeyboardInterrupt, and ignores later signals.
+
+    The same signal may arrive twice, and the summary must not be interrupted.
+    """
     for each in EXIT_CODES:
         signal.signal(each, lambda number, frame: None)
     interrupted.wait(1)  # until the message is printed

@@ -22,9 +22,9 @@ def resolve_trial_resources(cpus: int, gpus: str) -> dict[str, float]:
             launched, a number is accepted.
     """
     existing, launchable = alive_nodes(), launchable_nodes()
-    gpus_per_trial = _resolve_gpus(
-        gpus, DEFAULT_GPU_FRACTION, "--gpus-per-trial", existing, launchable
-    )
+    gpus_per_trial = parse_gpus("--gpus-per-trial", gpus)
+    if gpus_per_trial is None:
+        gpus_per_trial = _auto_gpus(DEFAULT_GPU_FRACTION, "--gpus-per-trial", existing, launchable)
     if launchable is not None and not any(
         _max_workers_on(node, cpus, gpus_per_trial) for node in existing + launchable
     ):
@@ -52,18 +52,20 @@ def resolve_worker_group(
         UserError: the cluster is known to have and launch too little.
     """
     existing, launchable = alive_nodes(), launchable_nodes()
-    gpus_per_worker = _resolve_gpus(gpus, 1, "--gpus-per-worker", existing, launchable)
-    if gpus_per_worker % 1:
-        raise UserError(f"--gpus-per-worker {gpus}: workers of one run cannot share a GPU")
+    gpus_per_worker = parse_gpus("--gpus-per-worker", gpus, shared=False)
+    if gpus_per_worker is None:
+        gpus_per_worker = _auto_gpus(1, "--gpus-per-worker", existing, launchable)
     if workers is None:
         count = max(1, _total_slots(existing, cpus or 1, gpus_per_worker)) if gpus_per_worker else 1
         workers = count, count
     min_workers, max_workers = workers
     if cpus is None:
-        max_cpus = 1 if gpus_per_worker else int(max(node.get("CPU", 0) for node in existing))
+        # A head node may reserve all of its CPUs, while no other node is launched yet.
+        nodes = existing if any(node.get("CPU") for node in existing) else launchable or existing
+        max_cpus = 1 if gpus_per_worker else int(max(node.get("CPU", 0) for node in nodes))
         fitting = (
             n for n in range(max_cpus, 1, -1)
-            if _total_slots(existing, n, gpus_per_worker) >= max_workers
+            if _total_slots(nodes, n, gpus_per_worker) >= max_workers
         )  # fmt: skip
         cpus = next(fitting, 1)
     slots = _total_slots(existing, cpus, gpus_per_worker)
@@ -82,22 +84,35 @@ def alive_nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _resolve_gpus(
-    requested: str,
+def parse_gpus(flag: str, text: str, shared: bool = True) -> float | None:
+    """Parses the GPUs that each trial or worker reserves; None for auto.
+
+    Args:
+        shared: whether several can share a GPU.
+
+    Raises:
+        UserError: it is not a possible number.
+    """
+    if text == "auto":
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        raise UserError(f"{flag} {text}: must be a number or auto") from None
+    if not 0 <= number <= 1 and not (number > 1 and number.is_integer()):
+        raise UserError(f"{flag} {text}: must be a fraction below 1 or a whole number")
+    if number % 1 and not shared:
+        raise UserError(f"{flag} {text}: workers of one run cannot share a GPU")
+    return number
+
+
+def _auto_gpus(
     default: float,
     flag: str,
     existing: list[dict[str, float]],
     launchable: list[dict[str, float]] | None,
 ) -> float:
-    """Returns the GPUs that each worker reserves: the number requested; `default` for auto."""
-    if requested != "auto":
-        try:
-            number = float(requested)
-        except ValueError:
-            raise UserError(f"{flag} {requested}: must be a number or auto") from None
-        if not 0 <= number <= 1 and not (number > 1 and number.is_integer()):
-            raise UserError(f"{flag} {requested}: must be a fraction below 1 or a whole number")
-        return number
+    """Returns the GPUs that each reserves where the user has not said: `default`, if any exist."""
     if any(node.get("GPU") for node in existing + (launchable or [])):
         return default
     if launchable is None:

@@ -94,8 +94,6 @@ def open_dir(storage: str) -> StorageDir:
     Raises:
         UserError: the URI is invalid or its storage cannot be reached.
     """
-    if not storage:  # as of an unset variable of the shell
-        raise UserError("--storage: is empty, give a folder or a URI")
     if "://" not in storage:
         expanded = os.path.expanduser(storage)
         if expanded.startswith("~"):
@@ -169,7 +167,7 @@ def refuse_settings(folder: StorageDir, difference: str) -> NoReturn:
 
 
 def lock_run_dir(folder: StorageDir) -> None:
-    """Creates the folder of a run, and locks it until this process ends.
+    """Creates the folder of a run on a disk, and locks it until this process ends.
 
     Raises:
         UserError: the folder is not writable, or another process holds the lock.
@@ -297,7 +295,7 @@ def keep_checkpoint(folder: StorageDir, name: str) -> None:
         return
     kept = folder.subdir(KEPT_CHECKPOINT)
     _create_dir(kept)
-    for file in ("state.pt", "checkpoint.json"):
+    for file in checkpoint.FILES:
         kept.write(file, folder.read(f"{name}/{file}"))
 
 

@@ -41,7 +41,12 @@ from jobs.learner import Learner, run_epoch
 from jobs.presets import ABLATION_PRESET, PRESETS, apply_overrides, expand_variants, recipes
 from jobs.progress import print_lines
 from jobs.ray_internals import describe_error
-from jobs.resources import DEFAULT_GPU_FRACTION, describe_capacity, resolve_trial_resources
+from jobs.resources import (
+    DEFAULT_GPU_FRACTION,
+    describe_capacity,
+    parse_gpus,
+    resolve_trial_resources,
+)
 from models import checkpoint
 from models.recurrent_training import has_diverged, should_stop
 from models.tasks import task_of
@@ -89,8 +94,6 @@ def train_trial(config: dict[str, Any], folder: str) -> None:
     learner = Learner(config, len(train_split) // config["batch_size"], device)
     if latest:
         learner.load_state_dict(latest.state)
-    else:
-        torch.manual_seed(config["seed"])
     if latest and tune.get_checkpoint() is None:
         # Tune numbers the checkpoints of this run from 0 again, over those that exist.
         storage.keep_checkpoint(trial_dir, latest.name)
@@ -174,11 +177,6 @@ def run_trials(tuner: tune.Tuner) -> list[str]:
     ]
 
 
-def epoch_cost(config: dict[str, Any]) -> float:
-    """Returns the work of an epoch, in a unit that is the same for all trials of one cell."""
-    return config["num_sequences"] * config["length"]
-
-
 def finished_trials(folder: storage.StorageDir, trials: Trials) -> dict[str, dict[str, Any]]:
     """Returns the last row of each trial whose latest valid checkpoint is its last."""
 
@@ -211,10 +209,8 @@ def parse_args() -> tuple[tuple[GridConfig, ...], list[dict[str, Any]], SweepLau
         grids = expand_variants(grids)
     launch = SweepLaunchArgs(**cli.explicit_args(args, SweepLaunchArgs))
     launch = replace(launch, name=launch.name or args.preset + ("-ablate" if ablate else ""))
-    if launch.cpus_per_trial < 1:
-        raise UserError(f"--cpus-per-trial {launch.cpus_per_trial}: must be at least 1")
-    if launch.max_concurrent is not None and launch.max_concurrent < 1:
-        raise UserError(f"--max-concurrent {launch.max_concurrent}: must be at least 1")
+    cli.check_positive(launch, "cpus_per_trial", "max_concurrent")
+    parse_gpus("--gpus-per-trial", launch.gpus_per_trial)
     return grids, recipes(preset, overrides), launch
 
 
@@ -239,10 +235,10 @@ def grown_settings(folder: storage.StorageDir, requested: dict[str, Any]) -> dic
 
 
 def main() -> int:
-    grids, its_recipes, launch = parse_args()
+    grids, preset_recipes, launch = parse_args()
     trials = {trial_name(config): config for config in trial_configs(*grids)}
     folder = storage.run_dir(launch.storage, launch.name, launch.fresh)
-    requested = {"recipes": its_recipes, "trials": trials}
+    requested = {"recipes": preset_recipes, "trials": trials}
     known: Trials = grown_settings(folder, requested)["trials"]
     finished, failures = finished_trials(folder, known), []
     done = {name: row for name, row in finished.items() if name in trials}
@@ -257,7 +253,7 @@ def main() -> int:
         lines += [f"  {describe(grid)}" for grid in grids]
         lines.append(describe_capacity(resources, launch.max_concurrent))
         cli.print_start(lines, folder, logs)
-        progress = tuning.Progress(folder, trials, epoch_cost, done, resources)
+        progress = tuning.Progress(folder, trials, done, resources)
         # Tune's files then describe all trials that ran, also those of earlier commands.
         listed = {n: config for n, config in known.items() if n in trials or n in finished}
         failures = run_trials(make_tuner(folder, listed, launch, resources, progress))

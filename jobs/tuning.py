@@ -1,7 +1,7 @@
 """What a sweep adds to Ray Tune: its search space and its progress."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -25,13 +25,17 @@ def param_space(configs: list[Config]) -> Config:
     return {name: tune.choice(list({c[name]: 0 for c in configs})) for name in configs[0]}
 
 
+def _epoch_cost(config: Config) -> float:
+    """Returns the work of an epoch, in a unit that is the same for all trials of one cell."""
+    return config["num_sequences"] * config["length"]
+
+
 class Progress(tune.Callback):
     """Shows the progress of a sweep.
 
     Args:
         folder: of the sweep.
         configs: the trials that the command asks for, by name.
-        epoch_cost: the work of an epoch, in a unit that is the same for all trials of one cell.
         finished: names of those that were finished before.
         resources: of each trial.
     """
@@ -40,18 +44,18 @@ class Progress(tune.Callback):
         self,
         folder: StorageDir,
         configs: dict[str, Config],
-        epoch_cost: Callable[[Config], float],
         finished: Iterable[str],
         resources: dict[str, float],
     ):
         self.folder, self.configs, self.resources = folder, configs, resources
         self.remaining = {name: config["epochs"] for name, config in configs.items()}
-        self.work = {name: epoch_cost(config) for name, config in configs.items()}
+        self.work = {name: _epoch_cost(config) for name, config in configs.items()}
         for name in finished:
             self.remaining[name] = 0
         self.spent: dict[str, list[float]] = {}  # by cell: seconds, and the work done in them
         self.failed: set[str] = set()
         self.reported: set[tuple[str, str]] = set()  # trial, names of corrupt checkpoints
+        self.warned_of_cpu = False
         self.latest = ""
         self.line = StatusLine()
         self.start = time.monotonic()
@@ -63,6 +67,9 @@ class Progress(tune.Callback):
         if not self.remaining.get(name):  # finished before: it reports its last row again
             return
         self.failed.discard(name)
+        if self.resources["gpu"] and result["device"] == "cpu" and not self.warned_of_cpu:
+            self.warned_of_cpu = True
+            self.line.print_line("trials reserve GPUs, but train on CPUs: torch finds no GPU there")
         self.remaining[name] = self.configs[name]["epochs"] - result["epoch"]
         seconds, work = self.spent.setdefault(self.configs[name]["cell"], [0.0, 0.0])
         self.spent[self.configs[name]["cell"]] = [

@@ -17,6 +17,8 @@ import torch
 
 Row = dict[str, Any]
 
+STATE, SUMMARY = FILES = "state.pt", "checkpoint.json"  # in this order: the second validates
+
 # What reading a missing file raises. Other errors, as of a network, say nothing about a checkpoint.
 MISSING = (FileNotFoundError, NotADirectoryError)
 
@@ -36,13 +38,13 @@ def save(folder: str | Path, state: dict[str, Any], history: list[Row]) -> None:
     """Writes the two files of a checkpoint into `folder`, which exists."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    Path(folder, "state.pt").write_bytes(buffer.getbuffer())
+    Path(folder, STATE).write_bytes(buffer.getbuffer())
     summary = {
         "epoch": len(history),
         "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest(),
         "history": history,
     }
-    Path(folder, "checkpoint.json").write_text(json.dumps(summary))
+    Path(folder, SUMMARY).write_text(json.dumps(summary))
 
 
 def load_latest(
@@ -65,13 +67,13 @@ def load_latest(
     summaries, corrupt = [], []
     for name in names:
         try:
-            summary = json.loads(read(f"{name}/checkpoint.json"))
+            summary = json.loads(read(f"{name}/{SUMMARY}"))
             summaries.append((len(summary["history"]), summary["sha256"], name, summary))
         except (*MISSING, ValueError, KeyError, TypeError):
             corrupt.append(name)
     for _, sha256, name, summary in sorted(summaries, key=lambda item: item[0], reverse=True):
         try:
-            content = read(f"{name}/state.pt")
+            content = read(f"{name}/{STATE}")
         except MISSING:
             content = b""
         if hashlib.sha256(content).hexdigest() == sha256:

@@ -72,7 +72,7 @@ def measure(count: int, parent: Path) -> dict[str, float]:
     storage.write_settings(folder, "sweep", {"trials": configs})
     launch = sweep.SweepLaunchArgs(storage=str(parent), name=folder.name)
     resources = {"cpu": 1.0, "gpu": 0.0}
-    progress = tuning.Progress(folder, configs, sweep.epoch_cost, set(), resources)
+    progress = tuning.Progress(folder, configs, set(), resources)
     tuner = sweep.make_tuner(folder, configs, launch, resources, progress)
     cpu_start = time.process_time()
     results = tuner.fit()

@@ -35,9 +35,12 @@ from jobs.formatting import format_value
         ("--seed 3", "unrecognized"),  # not an abbreviation of --seeds
         ("--name a/b", "--name 'a/b': a name consists of"),
         ("--storage s3://", "--storage s3://"),
-        ("--storage=", "--storage: is empty, give a folder"),
-        ("--cpus-per-trial 0", "--cpus-per-trial 0: must be at least 1"),
-        ("--max-concurrent 0", "--max-concurrent 0: must be at least 1"),
+        ("--storage=", "argument --storage: is empty"),
+        ("--name=", "argument --name: is empty"),
+        ("--address=", "argument --address: is empty"),
+        ("--cpus-per-trial 0", "--cpus-per-trial 0: must be positive"),
+        ("--gpus-per-trial many", "--gpus-per-trial many: must be a number or auto"),
+        ("--max-concurrent 0", "--max-concurrent 0: must be positive"),
         ("--ablate", "--ablate: requires --preset horizon"),
         ("--epochs 0", "--epochs 0: must be positive"),
     ],
@@ -81,6 +84,20 @@ def test_commands_under_ray_submit_are_for_the_terminal_of_the_user(monkeypatch)
     assert shell_command("analysis/sweep.py", [uri]) == (
         f"ray submit cluster.yaml analysis/sweep.py -- \"'{uri}'\""
     )
+
+
+@pytest.mark.parametrize(
+    ("script", "analysis"),
+    [
+        ("jobs/gan.py", "analysis/gan.py"),
+        ("gan.py", "../analysis/gan.py"),
+        ("/suite/jobs/gan.py", "/suite/analysis/gan.py"),
+    ],
+)
+def test_next_command_is_for_the_working_directory(monkeypatch, script, analysis):
+    monkeypatch.setattr(sys, "argv", [script])
+    assert shell_command("analysis/gan.py", ["/run"]) == f"python {analysis} /run"
+    assert resume_command("run") == f"python {script}"
 
 
 @pytest.mark.parametrize(

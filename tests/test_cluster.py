@@ -61,6 +61,38 @@ def test_local_ray_that_was_killed_is_replaced(monkeypatch, tmp_path, capsys):
     assert "127.0.0.1:1 has ended" in capsys.readouterr().out
 
 
+def test_local_ray_at_an_ipv6_address_is_found():
+    """Ray writes such an address with brackets."""
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
+        address = f"[::1]:{server.getsockname()[1]}"
+        assert not cluster._has_ended(address)
+    assert cluster._has_ended(address)
+
+
+@pytest.mark.parametrize(
+    ("affinity", "quota", "cpus"),
+    [
+        (64, "400000 100000", None),  # Ray finds the quota itself
+        (62, "400000 100000", 4),
+        (62, "50000 100000", 1),
+        (2, "400000 100000", 2),
+        (62, "max 100000", 62),
+        (62, None, 62),
+    ],
+)
+def test_local_ray_has_the_cpus_of_this_process(monkeypatch, tmp_path, affinity, quota, cpus):
+    """A machine of 64 CPUs, a restriction to some of them, and a container's quota."""
+    if quota:
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    calls = []
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(affinity)))
+    monkeypatch.setattr(cluster, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(cluster.ray, "init", lambda **options: calls.append(options) or CONTEXT)
+    cluster.connect("local")
+    assert [options["num_cpus"] for options in calls] == [cpus]
+
+
 def test_variables_of_the_user_stay(monkeypatch):
     for name in cluster.WORKER_ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)

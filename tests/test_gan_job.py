@@ -324,7 +324,8 @@ def test_default_name_is_that_of_the_preset(monkeypatch):
         ("--workers 0", "must be a number, a range such as 2-8, or auto"),
         ("--workers 3-2", "must be a number, a range such as 2-8, or auto"),
         ("--workers many", "must be a number, a range such as 2-8, or auto"),
-        ("--cpus-per-worker 0", "must be at least 1"),
+        ("--cpus-per-worker 0", "--cpus-per-worker 0: must be positive"),
+        ("--gpus-per-worker 0.5", "workers of one run cannot share a GPU"),
         ("--betas 0.9", "not two numbers"),
         ("--betas 0.9,1", "--betas 0.9,1.0: each must be in [0, 1)"),
         ("--betas -0.5,0.9", "--betas -0.5,0.9: each must be in [0, 1)"),
@@ -336,6 +337,7 @@ def test_default_name_is_that_of_the_preset(monkeypatch):
         ("--eval-every 0", "must be positive"),
         ("--batch-size 1", "at least 2 images"),
         ("--batch-size 60001", "has 60000 training images"),
+        ("--data=", "argument --data: is empty"),
         ("--data /nowhere", "/nowhere/train-images-idx3-ubyte.gz: No such file"),
     ],
 )
@@ -371,7 +373,7 @@ def test_run_with_other_settings_is_refused(user_error_of, other_run):
 def test_checkpoint_with_other_shapes_is_refused(user_error_of, other_run):
     flags = ["--storage", other_run.parent, "--name", "run", "--betas", "0.9,0.999"]
     line = user_error_of(job.main, *flags)
-    assert f"{other_run.uri}/checkpoint_1: not a checkpoint of this GAN" in line
+    assert f"{other_run.uri}/checkpoint_1: not of this GAN: use another --name" in line
 
 
 def test_status_tells_waiting_from_training(tmp_path, monkeypatch):

@@ -48,6 +48,9 @@ def set_nodes(monkeypatch) -> Callable[[Nodes, Nodes | None], None]:
             ((4, 4), {"cpu": 1, "gpu": 1}),
         ),
         (LAPTOP, None, ((3, 3), None, "1"), ((3, 3), {"cpu": 1, "gpu": 1})),
+        ([{"CPU": 0}], CPU_NODES, (None, None, "auto"), ((1, 1), {"cpu": 16, "gpu": 0})),
+        ([{"CPU": 0}], CPU_NODES, ((4, 4), None, "auto"), ((4, 4), {"cpu": 8, "gpu": 0})),
+        ([{"CPU": 0}], None, (None, None, "auto"), ((1, 1), {"cpu": 1, "gpu": 0})),
     ],
 )
 def test_worker_group_fits_the_nodes(set_nodes, alive, launchable, requested, resolved):

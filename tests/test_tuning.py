@@ -105,16 +105,15 @@ def test_trial_with_a_corrupt_last_checkpoint_is_not_finished(tmp_path):
 # Progress
 
 CONFIGS = {
-    "long": {"cell": "lstm", "length": 20, "epochs": 4},
-    "short": {"cell": "lstm", "length": 10, "epochs": 4},
-    "other": {"cell": "rnn", "length": 10, "epochs": 2},
+    "long": {"cell": "lstm", "length": 20, "epochs": 4, "num_sequences": 1},
+    "short": {"cell": "lstm", "length": 10, "epochs": 4, "num_sequences": 1},
+    "other": {"cell": "rnn", "length": 10, "epochs": 2, "num_sequences": 1},
 }
 
 
-def make_progress(path: Path, finished: tuple[str, ...] = ()) -> Progress:
+def make_progress(path: Path, finished: tuple[str, ...] = (), gpu: float = 0) -> Progress:
     """Returns the progress of CONFIGS; the work of an epoch is the sequence length."""
-    folder, resources = storage.open_dir(str(path)), {"cpu": 1.0, "gpu": 0.0}
-    return Progress(folder, CONFIGS, lambda config: config["length"], finished, resources)
+    return Progress(storage.open_dir(str(path)), CONFIGS, finished, {"cpu": 1.0, "gpu": gpu})
 
 
 class FakeTrial(SimpleNamespace):
@@ -123,7 +122,7 @@ class FakeTrial(SimpleNamespace):
 
 
 def report(progress: Progress, name: str, epoch: int, seconds: float, **row: object) -> None:
-    row = {"corrupt_checkpoints": "", "resumed_from_epoch": 0, **row}
+    row = {"corrupt_checkpoints": "", "resumed_from_epoch": 0, "device": "cpu", **row}
     row |= {"epoch": epoch, "time_this_iter_s": seconds, "val_accuracy": 0.5}
     progress.on_trial_result(0, [], FakeTrial(name=name), row)
 
@@ -190,6 +189,18 @@ def test_corrupt_checkpoints_are_reported_once(capsys, tmp_path):
         report(progress, "long", epoch, 1, **row)
     (line,) = capsys.readouterr().out.splitlines()
     assert line == "long: skipped corrupt checkpoints: checkpoint_000002; resuming from epoch 2"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "device", "lines"), [(0.25, "cpu", 1), (0.25, "cuda", 0), (0, "cpu", 0)]
+)
+def test_gpus_that_torch_cannot_use_are_reported_once(capsys, tmp_path, gpu, device, lines):
+    progress = make_progress(tmp_path, gpu=gpu)
+    for epoch in (1, 2):
+        report(progress, "long", epoch, 1, device=device)
+    assert capsys.readouterr().out.splitlines() == lines * [
+        "trials reserve GPUs, but train on CPUs: torch finds no GPU there"
+    ]
 
 
 def test_trials_that_the_command_does_not_ask_for_are_not_counted(tmp_path, capsys):
