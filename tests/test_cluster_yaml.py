@@ -247,5 +247,5 @@ def test_commands_of_the_header_are_valid(project, tmp_path, monkeypatch):
         if name == "submit" and rest[1].startswith("jobs/"):
             assert "--storage" in rest[rest.index("--") :]
 
-    (extra,) = re.findall(r"pip install '\.\[(\w+)\]'", "\n".join(HEADER))
+    (extra,) = re.findall(r"pip install -e '\.\[(\w+)\]'", "\n".join(HEADER))
     assert extra in project["project"]["optional-dependencies"]
