@@ -102,7 +102,7 @@ PRESETS = {
         ),
     ),
     "horizon": Preset(
-        "the recipes at lengths 10-150, from every initialization",
+        "the recipes at lengths 10-150, all initializations but keras",
         (
             replace(
                 SMALL_BUDGET_LSTM,

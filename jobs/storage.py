@@ -143,11 +143,14 @@ def read_settings(folder: StorageDir, job: str) -> dict[str, Any]:
         return {}
     try:
         settings = json.loads(folder.read(SETTINGS))
-        if not isinstance(settings, dict) or not isinstance(settings.get(job), dict):
-            raise ValueError(f"no settings of a {job}")
-    except ValueError as error:
+        ((kind, values),) = settings.items()
+    except (ValueError, AttributeError) as error:
         refuse_corrupt_settings(folder, error)
-    return settings[job]
+    if kind != job:
+        raise UserError(f"{folder.uri} holds a run of jobs/{kind}.py: use another --name")
+    if not isinstance(values, dict):
+        refuse_corrupt_settings(folder, TypeError(f"no settings of a {job}"))
+    return values
 
 
 def refuse_corrupt_settings(folder: StorageDir, error: Exception) -> NoReturn:

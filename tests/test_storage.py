@@ -53,17 +53,24 @@ def test_other_settings_under_the_same_name_are_refused(user_error_of, tmp_path,
     assert f"other settings ({difference})" in error
 
 
-CORRUPT = ["[{", "[1]", "1", '{"gan": {}}', '{"sweep": 1}', '{"sweep": {"a": 1}}']
+CORRUPT = ["[{", "[1]", "1", "{}", '{"sweep": 1}', '{"sweep": {"a": 1}}']
 CORRUPT += ['{"sweep": {"recipes": [{}], "trials": {}}}', '{"sweep": {"recipes": 1, "trials": 2}}']
 
 
 @pytest.mark.parametrize("content", CORRUPT)
-def test_corrupt_settings_and_those_of_another_job_are_reported(user_error_of, tmp_path, content):
+def test_corrupt_settings_are_reported(user_error_of, tmp_path, content):
     folder = create_run(tmp_path)
     assert storage.read_settings(folder, "sweep") == QUICK
     folder.write(storage.SETTINGS, content.encode())
     flags = ["--preset", "quick", "--storage", tmp_path, "--name", "sweep"]
     assert "settings.json is corrupt (" in user_error_of(sweep.main, *flags)
+
+
+def test_run_of_the_other_job_is_refused(user_error_of, tmp_path):
+    folder = create_run(tmp_path)
+    folder.write(storage.SETTINGS, b'{"gan": {"lr": 0.1}}')
+    line = user_error_of(sweep.main, "--storage", tmp_path, "--name", "sweep")
+    assert f"{folder.uri} holds a run of jobs/gan.py: use another --name" in line
 
 
 def test_settings_that_cannot_be_read_for_a_moment_are_not_corrupt(tmp_path, monkeypatch):
