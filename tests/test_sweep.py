@@ -20,6 +20,7 @@ import pytest
 from fake_experiments import read_progress_csv
 from processes import (
     FORWARDED_MESSAGE,
+    REPO,
     run_script,
     running_script,
     script_command,
@@ -97,7 +98,7 @@ def reference_run(cluster, tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of 2 trials done" in done.stdout
     assert "2 concurrent trials; each with 1 CPU and 0 GPUs\n" in done.stdout
-    assert f"next: python analysis/sweep.py '{path}/sweep'" in done.stdout
+    assert f"next: python {REPO}/analysis/sweep.py '{path}/sweep'" in done.stdout
     assert done.stderr == ""
     return path / "sweep"
 
@@ -134,7 +135,7 @@ def test_copy_first_is_trained(cluster, tmp_path):
     flags += ["--hidden-size", 16, "--num-sequences", 2000, "--epochs", 2, "--name", "sweep"]
     done = cluster.run("jobs/sweep.py", *flags, "--probe", "--storage", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"next: python analysis/sweep.py {tmp_path}/sweep" in done.stdout
+    assert f"next: python {REPO}/analysis/sweep.py {tmp_path}/sweep" in done.stdout
     trials = trials_by_name(tmp_path / "sweep")
     for trial in trials.values():
         assert trial.status == "finished"
