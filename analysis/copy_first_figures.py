@@ -121,7 +121,7 @@ def plot_untrained_gradient(table: pd.DataFrame, out: Path) -> Path:
 def _plot_over_length(table: pd.DataFrame, column: str, ylabel: str) -> tuple[Figure, list[Axes]]:
     """Plots a column over the length: each seed, and a line through the seeds' medians.
 
-    In a panel for each cell. Initializations are drawn beside each other, so that none hides
+    In a panel for each cell. Initializations are plotted side by side, so that none hides
     another at the same value.
     """
     cells, inits = sorted(table["cell"].unique()), sorted(table["init"].unique())
@@ -129,7 +129,8 @@ def _plot_over_length(table: pd.DataFrame, column: str, ylabel: str) -> tuple[Fi
         1, len(cells), figsize=(1.6 + 3.4 * len(cells), 4), sharex=True, sharey=True,
         squeeze=False, layout="constrained",
     )  # fmt: skip
-    gap = (table["length"].max() / table["length"].min()) ** 0.02  # as a factor along the axis
+    span = max(2, table["length"].max() / table["length"].min())  # 1 with a single length
+    gap = span**0.02  # as a factor along the axis
     shown: dict[str, Artist] = {}
     for axes, cell in zip(panels[0], cells, strict=True):
         for init, part in table[table["cell"] == cell].groupby("init"):

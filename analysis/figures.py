@@ -75,8 +75,10 @@ def heat_map(
             if value == value:  # not NaN
                 ink = "black" if value > 50 else "white"
                 axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=ink, size=8)
-    axes.set_xticks(*_ticks(list(table.columns)))
-    axes.set_yticks(*_ticks(list(table.index)))
+    columns = list(table.columns)
+    width = max(len(str(name)) for name in columns)
+    axes.set_xticks(*_ticks(columns, max(1, min(20, 60 // (width + 1)))))  # they stand side by side
+    axes.set_yticks(*_ticks(list(table.index), 20))
     axes.grid(False)
     axes.set_title(title, size=10)
     axes.set(xlabel=xlabel, ylabel=ylabel)
@@ -84,8 +86,7 @@ def heat_map(
     return figure
 
 
-def _ticks(values: list) -> tuple[list[int], list]:
-    """Returns positions and labels of at most twenty ticks, fewer if the labels are long."""
-    width = max(len(str(value)) for value in values)
-    step = -(-len(values) // min(20, 60 // (width + 1)))
+def _ticks(values: list, limit: int) -> tuple[list[int], list]:
+    """Returns positions and labels of at most `limit` ticks."""
+    step = -(-len(values) // limit)
     return list(range(0, len(values), step)), values[::step]

@@ -54,7 +54,8 @@ def quality_over_epochs(runs: Runs) -> pd.DataFrame:
     for name, (run, _) in runs.items():
         rows = pd.DataFrame(run.rows).dropna(subset="frechet_distance")
         rows = rows.assign(run=name, seed=run.config["seed"])
-        tables.append(rows[["run", "seed", "epoch", *METRICS]])
+        # A run of an older version may lack a metric.
+        tables.append(rows.reindex(columns=["run", "seed", "epoch", *METRICS]))
     return pd.concat(tables, ignore_index=True)
 
 

@@ -126,7 +126,8 @@ def plot_effective_length(table: pd.DataFrame, trials: list[Trial], out: Path) -
     lines = []
     for position, (group, part) in enumerate(groups):
         values = part["effective_length"]
-        y = position + 0.12 * (part["seed"].rank() - (len(part) + 1) / 2)  # shows equal seeds, too
+        step = min(0.12, 0.8 / len(part))  # shows equal seeds, too, all of them in their row
+        y = position + step * (part["seed"].rank() - (len(part) + 1) / 2)
         axes.plot(values, y, ls="", **CELL_STYLES[group[0]])
         lines.append(f"{group_label(*group)}: {', '.join(map(str, sorted(values)))}.")
     axes.set_yticks(range(len(groups)), [group_label(*group) for group, _ in groups])

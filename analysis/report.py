@@ -102,7 +102,8 @@ def _css(name: str, applies: bool = True) -> str:
 def _number_cell(value: float) -> str:
     if value != value:  # NaN: missing
         return "<td></td>"
-    return f'<td class="number" data-value="{value!r}">{value:.4g}</td>'
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f'<td class="number" data-value="{float(value)!r}">{text}</td>'
 
 
 def _text_cell(name: str, value: Any, run: int, number: int) -> str:

@@ -81,9 +81,9 @@ def plot_report_figures(finished: list[Trial], trials: list[Trial], out: Path) -
     # A length at which only some cells were trained shows no comparison.
     shared = summary.groupby("length")["cell"].transform("nunique") == summary["cell"].nunique()
     compared = summary[shared] if shared.any() else summary
-    compared_lengths, longest = {*compared["length"]}, compared["length"].max()
+    longest = compared["length"].max()
     lengths = effective_lengths(
-        [trial for trial in finished if trial.config["length"] in compared_lengths],
+        [trial for trial in finished if trial.config["length"] <= longest],
         [trial for trial in trials if trial.config["length"] <= longest],
     )
     cells = ", ".join(CELL_LABELS[cell] for cell in compared["cell"].unique())

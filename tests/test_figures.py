@@ -78,6 +78,14 @@ def test_large_heat_map_has_few_ticks_and_no_numbers():
     plt.close(figure)
 
 
+def test_every_row_of_a_heat_map_has_its_label():
+    rows = [f"orthogonal constant-{number}" for number in range(6)]
+    table = pd.DataFrame(0.5, index=rows, columns=["x" * 70])
+    axes = figures.heat_map(table, "title", "epoch", "length", "accuracy (%)").axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == rows
+    plt.close(axes.figure)
+
+
 @pytest.mark.parametrize("columns", [21, 100, 1000, 20_000])
 def test_labels_of_a_heat_map_do_not_overlap(columns):
     table = pd.DataFrame(0.5, index=[3], columns=range(1, columns + 1))

@@ -42,6 +42,18 @@ def runs(gan_run, tmp_path, monkeypatch) -> list[Path]:
     return [evaluated_copy(gan_run, tmp_path / f"gan-{seed}", seed) for seed in (3, 4, 8)]
 
 
+def test_run_that_lacks_a_metric_is_compared_in_the_others(runs):
+    latest = read_trials(str(runs[0]))[0].latest_checkpoint()
+    for row in latest.history:
+        row.pop("coverage", None)
+    checkpoint.save(runs[0] / latest.name, latest.state, latest.history)
+    read = gan_comparison.read_runs({run.name: str(run) for run in runs})
+    table = gan_comparison.quality_over_epochs(read)
+    missing = [(run, name) for run, part in table.groupby("run") for name in METRICS
+               if part[name].isna().any()]  # fmt: skip
+    assert missing == [(runs[0].name, "coverage")]
+
+
 def test_quality_has_each_run_and_their_spread(runs, call_main, tmp_path, monkeypatch):
     # After two epochs a generator makes images of one digit only.
     predictions = {"image": range(20), "digit": [0, 1] * 10, "confidence": 1.0}

@@ -243,6 +243,15 @@ def test_settings_are_listed_as_on_the_command_line():
     assert (settings["length"], settings["grad_clip"]) == ("9, 10", "none")
 
 
+@pytest.mark.parametrize(
+    ("value", "text"), [(20001, "20001"), (0.12345, "0.1235"), (False, "False"), (math.nan, "")]
+)
+def test_only_fractions_are_rounded_in_the_table(value, text):
+    cell = report._number_cell(value)
+    assert re.sub("<[^>]*>", "", cell) == text
+    assert text == "" or float(re.search('data-value="([^"]*)"', cell)[1]) == value
+
+
 def test_runs_without_results_have_a_page(call_main, gan_run, tmp_path):
     write_trials(tmp_path / "sweep", make_trial([0.5]))
     write_trial(tmp_path / "other", "one", {"lr": 0.1}, [make_row(1)])

@@ -215,6 +215,20 @@ def test_comparison_distinguishes_groups_and_marks_effective_lengths(saved_figur
     }
 
 
+def test_effective_length_counts_failures_at_lengths_that_not_all_cells_have(
+    saved_figures, tmp_path
+):
+    trials = [
+        make_trial([0.2 if length == 7 else 1.0], "lstm", length=length, epochs=1)
+        for length in (3, 5, 7, 10)
+    ]
+    trials += [make_trial([1.0], "rnn", length=length, epochs=1) for length in (3, 5, 10)]
+    sweep_figures.plot_report_figures(trials, trials, tmp_path)
+    (axes,) = saved_figures["comparison"].axes
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert [re.search(r"effective length: (\w+)", label)[1] for label in labels] == ["5", "10"]
+
+
 def test_seed_that_stopped_early_counts_until_the_last_seed_ends(tmp_path):
     trials = [make_trial([0.5, 1, 1], seed=0), make_trial([0.1, 0.1, 0.1, 0.2], seed=1)]
     trials += [make_trial([1, 1], length=20, seed=seed) for seed in (0, 1)]
