@@ -92,8 +92,7 @@ results-horizon: .venv/installed
 COPY_FIRST := $(SWEEP) --preset copy-first --probe --name copy-first
 results-copy-first: .venv/installed
 	$(COPY_FIRST)
-	$(COPY_FIRST) --lengths 50 --inits keras,chrono --seeds 0-2
-	$(COPY_FIRST) --lengths 100 --inits chrono --seeds 0-2
+	$(COPY_FIRST) --lengths 50,100 --inits keras,chrono --seeds 0-2
 	$(COPY_FIRST) --lengths 300 --inits chrono
 	$(BIN)/python analysis/sweep.py "$(RESULTS)/copy-first" --num-test-samples 50000 --out docs/copy-first
 	$(TRIALS) "$(RESULTS)/copy-first" --csv docs/copy-first/epochs.csv.gz \
