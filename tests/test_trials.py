@@ -184,6 +184,10 @@ def test_trials_without_metrics_are_shown_with_empty_cells(tmp_path, lines_of):
         (["--query", "length"], "--query 'length': must be true or false for each row"),
         (["--csv", "/nowhere/table.csv"], "/nowhere"),
         (["--descending"], "--descending requires --sort"),
+        *(
+            (([f"--{name}="]), f"--{name}: is empty")
+            for name in ("query", "sort", "columns", "csv")
+        ),
     ],
 )
 def test_impossible_flags_are_refused_in_one_line(results, call_main, flags, message):
