@@ -377,7 +377,7 @@ def small_disk(path: Path, size: str) -> Iterator[Path]:
 
 def test_full_disk_is_reported_and_the_sweep_resumes_with_more_space(cluster, tmp_path):
     flags = [*ONE_TRIAL, "--epochs", 3, "--storage", tmp_path]
-    with small_disk(tmp_path, "500k"):  # a checkpoint has 220 kB
+    with small_disk(tmp_path, "400k"):  # two checkpoints of 150 kB fit, the third does not
         done = cluster.run("jobs/sweep.py", *flags)
         assert done.returncode == 1, done.stdout + done.stderr
         assert done.stderr == ""
