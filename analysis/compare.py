@@ -26,10 +26,10 @@ from analysis.cli import ResultsError
 from analysis.figures import CELL_LABELS, save
 from analysis.gan_comparison import compare_gans, read_runs
 from analysis.gan_figures import OTHER_DATA
-from analysis.results import CONFIG_COLUMNS, Trial, read_sweeps, read_trials, trials_table
+from analysis.results import CONFIG_COLUMNS, Trial, read_sweeps, read_trials
 from analysis.run_figures import is_gan
 from analysis.sweep_figures import describe_accuracy, format_range, plot_accuracies
-from analysis.tables import format_table
+from analysis.tables import format_table, trials_table
 from analysis.trial_metrics import (
     OUTCOMES,
     count_sharp_drops,

@@ -12,7 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
 from analysis.cli import show_progress
-from analysis.figures import CELL_LABELS, CELL_STYLES, INIT_LINESTYLES, PALETTE, save
+from analysis.figures import (
+    CELL_LABELS,
+    CELL_STYLES,
+    INIT_LINESTYLES,
+    PALETTE,
+    hide_unused,
+    save,
+)
 from analysis.horizon_figures import FLOAT32_MIN, plot_gradients, spaced_ticks
 from analysis.results import CONFIG_COLUMNS, Trial
 from analysis.transfer import losses_on_unseen
@@ -215,8 +222,7 @@ def _plot_over_steps(table: pd.DataFrame, column: str, ylabel: str) -> tuple[Fig
         axes.set(title=f"{CELL_LABELS[cell]}, length {length}", yscale="log")
         axes.set_xlim(0, 1.02 * last_step)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-    for axes in panels.flat[len(groups) :]:
-        axes.set_visible(False)
+    hide_unused(panels, len(groups))
     figure.supxlabel("training steps")
     figure.supylabel(ylabel)
     _add_legend(figure, shown)

@@ -55,7 +55,8 @@ def export_figures(
     results: str, trials: list[Trial], tracker: Tracker, num_test_samples: int
 ) -> int:
     """Exports the figures of a run if they may have changed; returns their number."""
-    if figures_version(trials) == tracker.figures_version(trials):
+    version = figures_version(trials, num_test_samples)
+    if version == tracker.figures_version(trials):
         return 0
     with tempfile.TemporaryDirectory() as out:
         try:
@@ -64,7 +65,7 @@ def export_figures(
             print(f"export.py: no figures: {error}", file=sys.stderr)
             return 0
         if paths:
-            tracker.export_figures(trials, findings, paths)
+            tracker.export_figures(trials, version, findings, paths)
     return len(paths)
 
 

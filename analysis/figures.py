@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from models.recurrent import CELLS, INIT_NAMES
@@ -59,6 +61,19 @@ def save(figure: Figure, data: pd.DataFrame, out: Path, name: str, alt: str) -> 
     plt.close(figure)
     data.to_csv(out / f"{name}.csv", index=False)
     return path
+
+
+def hide_unused(panels: np.ndarray, count: int) -> list[Axes]:
+    """Hides all but the first `count` panels of a grid; returns the lowest one of each column.
+
+    Those have tick labels, also where panels share an axis and the lowest row is incomplete.
+    """
+    for axes in panels.flat[count:]:
+        axes.set_visible(False)
+    lowest = list(panels.flat[max(0, count - panels.shape[1]) : count])
+    for axes in lowest:
+        axes.tick_params(labelbottom=True)
+    return lowest
 
 
 def heat_map(

@@ -54,7 +54,8 @@ def main() -> int:
     out, classifier = args.out, load_classifier()
     if args.pair:
         latest, name = generators[max(generators)], "figure7_{}_to_{}".format(*args.pair)
-        print(plot_interpolation(latest, run.config["seed"], classifier, [args.pair], out, name))
+        path, _ = plot_interpolation(latest, run.config["seed"], classifier, [args.pair], out, name)
+        print(path)
         return 0
     paths, table, left_out = plot_latest(run, generators, classifier, out)
     for sentence in left_out:

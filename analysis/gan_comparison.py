@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from analysis.cli import ResultsError
-from analysis.figures import LINESTYLES, PALETTE, save
+from analysis.figures import LINESTYLES, PALETTE, hide_unused, save
 from analysis.gan_figures import read_run
 from analysis.interpolation import smoothness_table
 from analysis.results import Trial
@@ -95,9 +95,7 @@ def plot_quality_over_epochs(table: pd.DataFrame, labels: dict[str, str], out: P
         else:
             axes.set_ylim(0)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    for axes in panels.flat[len(METRICS) :]:
-        axes.set_visible(False)
-    for axes in panels[-1]:
+    for axes in hide_unused(panels, len(METRICS)):
         axes.set_xlabel("epoch")
     handles, texts = panels.flat[0].get_legend_handles_labels()
     figure.legend(handles, texts, loc="outside lower center", ncols=min(5, len(texts)))

@@ -70,12 +70,14 @@ def plot_grids(
     """Plots Figures 4, 5 and 6: the same latent vectors before, during and after training."""
     first, last = min(generators), max(generators)
     middle = min(generators, key=lambda epoch: abs(epoch - last / 2))
+    ends = {0: "before training", run.config["epochs"]: "after training"}
     paths = []
-    for name, epoch, label in (
-        ("figure4", first, "before training" if first == 0 else "at the first checkpoint"),
+    for name, epoch, default in (
+        ("figure4", first, "at the first checkpoint"),
         ("figure5", middle, "during training"),
-        ("figure6", last, "after training" if last == run.config["epochs"] else "so far"),
+        ("figure6", last, "so far"),
     ):
+        label = ends.get(epoch, default)
         images = gan.generate(generators[epoch], grid_latents(run))
         figure = grid_figure(images, f"Figure {name[-1]}: G {label}, epoch {epoch}")
         predictions = prediction_table(images, classifier)
@@ -262,7 +264,7 @@ def plot_latest(
     """Plots all figures of a run but its grids: how it was trained, what it generates now.
 
     Returns:
-        The paths, a table as text, and a sentence for each kind of figure that is left out.
+        The paths, a table as text, and a sentence about each thing that is left out.
     """
     data, left_out = None, []
     try:
@@ -274,7 +276,9 @@ def plot_latest(
     if path := plot_smoothness(latest, seed, classifier, out):
         paths.append(path)
     try:
-        paths.append(plot_interpolation(latest, seed, classifier, list(PAIRS), out))
+        path, missing_pairs = plot_interpolation(latest, seed, classifier, list(PAIRS), out)
+        paths.append(path)
+        left_out += missing_pairs
     except ResultsError as error:
         left_out.append(str(error))
     return paths, table, left_out

@@ -17,7 +17,7 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
-from analysis.figures import CELL_LABELS, CELL_STYLES, PALETTE, heat_map, save
+from analysis.figures import CELL_LABELS, CELL_STYLES, PALETTE, heat_map, hide_unused, save
 from analysis.results import Trial
 from analysis.trial_metrics import (
     GROUP_COLUMNS,
@@ -96,16 +96,18 @@ def plot_accuracy(table: pd.DataFrame, out: Path) -> list[Path]:
     """Plots, for each cell, mean accuracy over initialization (and variant) and length."""
     paths = []
     for cell, part in table.groupby("cell"):
-        labels = part["init"].where(part["variant"] == "full", part["init"] + " " + part["variant"])
-        mean = part.assign(init=labels).groupby(["init", "length"])["val_accuracy"].mean()
+        by_setting = part.groupby(["init", "variant", "length"])["val_accuracy"]
+        mean = by_setting.mean()
         by_length = mean.unstack()
+        by_length.index = [init if v == "full" else f"{init} {v}" for init, v in by_length.index]
+        by_length = by_length.sort_index()
         alt = "Mean accuracy at the end of training. " + " ".join(
             f"{init}: "
             + ", ".join(f"{value:.0%} at {n}" for n, value in row.dropna().items())
             + "."
             for init, row in by_length.iterrows()
         )
-        seeds = part.groupby([labels, "length"]).size()
+        seeds = by_setting.size()
         count = "1 seed" if seeds.max() == 1 else f"{seeds.max()} seeds"
         if seeds.min() < seeds.max():
             count = f"{seeds.min()} to {count}"
@@ -182,7 +184,8 @@ def _plot_sequences_of_cell(
         shifted = x[never.index] * span ** (GROUP_JITTER * number)
         axes.plot(shifted, never["sequences_seen"], ls="", marker="^", ms=5, color=color)
         label = group_label(*group).removeprefix(f"{CELL_LABELS[cell]}, ")
-        axes.plot(median.index, median, lw=1.2, label=label, color=color)
+        # Their marker shows a median between lengths that have none.
+        axes.plot(median.index, median, lw=1.2, marker="_", ms=9, label=label, color=color)
         lines.append(
             f"{group_label(*group)}: "
             + ", ".join(f"{value:,.0f} at {length}" for length, value in median.dropna().items())
@@ -254,8 +257,8 @@ def plot_drops(table: pd.DataFrame, out: Path) -> Path:
 def plot_gradients(gradients: pd.DataFrame, out: Path) -> Path:
     """Plots, by group, the gradient norm over the steps back: the seeds' geometric mean."""
     groups = list(gradients.groupby(GROUP_COLUMNS))
-    columns = min(4, len(groups))
-    rows = -(-len(groups) // columns)
+    rows = -(-len(groups) // 4)
+    columns = -(-len(groups) // rows)
     figure, panels = plt.subplots(
         rows, columns, figsize=(max(7, 2.6 * columns + 1), 2.4 * rows + 0.6), sharex=True,
         sharey=True, squeeze=False, layout="constrained",
@@ -275,8 +278,7 @@ def plot_gradients(gradients: pd.DataFrame, out: Path) -> Path:
                     f"{mean.iloc[-1]:.1e} at the beginning of the sequence."
                 )
         axes.set_title(group_label(*group), size=9)
-    for axes in panels.flat[len(groups) :]:
-        axes.set_visible(False)
+    hide_unused(panels, len(groups))
     panels[0, 0].set(yscale="log", ylim=(max(1e-12, gradients["grad_norm_h"].min() / 2), None))
     figure.supxlabel("steps back from the end")
     figure.supylabel("gradient norm")

@@ -117,22 +117,24 @@ def plot_interpolation(
     pairs: list[tuple[int, int]],
     out: Path,
     name: str = "figure7",
-) -> Path:
+) -> tuple[Path, list[str]]:
     """Plots Figure 7: for each pair of digits a linear and a spherical interpolation.
 
-    Skips, with a message, pairs with a digit that the generator never generates.
+    Leaves out pairs with a digit that the generator never generates.
+
+    Returns:
+        The path, and a sentence if pairs are left out.
 
     Raises:
         ResultsError: no pair is left.
     """
     ends = find_latents(generator, seed, classifier)
     missing = sorted({digit for pair in pairs for digit in pair} - ends.keys())
-    if missing:
-        digits = ", ".join(map(str, missing))
-        print(f"digits missing from {gan.NUM_EVAL_SAMPLES} samples: {digits}")
-    pairs = [pair for pair in pairs if set(pair) <= ends.keys()]
+    absent = f"no {', '.join(map(str, missing))} in {gan.NUM_EVAL_SAMPLES} generated images"
+    left_out = [f"{start} to {end}" for start, end in pairs if not {start, end} <= ends.keys()]
+    pairs = [pair for pair in pairs if {*pair} <= ends.keys()]
     if not pairs:
-        raise ResultsError("no Figure 7: the generator does not generate these digits")
+        raise ResultsError(f"no Figure 7: {absent}")
     t = torch.linspace(0, 1, NUM_STEPS + 2)
     rows = [(*pair, path) for pair in pairs for path in PATHS]
     figure, grid = plt.subplots(len(rows), len(t), figsize=(9, 1.28 * len(rows)), squeeze=False)
@@ -159,4 +161,5 @@ def plot_interpolation(
         f"{start} to {end}, {path}: " + " ".join(map(str, row["digit"]))
         for (start, end, path), row in table.groupby(["from", "to", "path"], sort=False)
     )
-    return save(figure, table, out, name, f"Predicted digits along each interpolation: {alt}")
+    figure7 = save(figure, table, out, name, f"Predicted digits along each interpolation: {alt}")
+    return figure7, [f"Figure 7 without {', '.join(left_out)}: {absent}"] if left_out else []

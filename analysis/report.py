@@ -31,9 +31,9 @@ from PIL import Image
 from analysis import gan_figures
 from analysis.cli import ResultsError
 from analysis.images import describe_predictions, image_grid, prediction_table
-from analysis.results import Trial, read_trials, trials_table
+from analysis.results import Trial, read_trials
 from analysis.run_figures import is_gan, is_sweep, plot_finished
-from analysis.tables import default_columns
+from analysis.tables import default_columns, trials_table
 from analysis.transfer import add_num_test_samples
 from models.classifier import load_classifier
 from models.gan import generate

@@ -1,4 +1,4 @@
-"""Reads the folders of Ray Tune and Ray Train (finished, running or killed) into tables.
+"""Reads the folders of Ray Tune and Ray Train: of runs that are finished, running or killed.
 
 Only plain JSON is read (settings.json, params.json, result.json, checkpoint.json), and checkpoints
 as weights: nothing is unpickled.
@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
-import pandas as pd
 from pyarrow import fs
 
 from analysis.cli import ResultsError
 from models import checkpoint
+from models.recurrent import CELLS, INIT_NAMES
 from models.recurrent_training import should_stop
-from models.tasks import LATER_SETTINGS, Task, TaskName, task_of
+from models.tasks import LATER_SETTINGS, TASKS, Task, TaskName, task_of
 
 # What makes a trial of a sweep a different one, beside its seed.
 CONFIG_COLUMNS = ["cell", "init", "length"]
@@ -209,34 +209,6 @@ def read_finished(
     return finished, trials
 
 
-def epochs_table(trials: list[Trial]) -> pd.DataFrame:
-    """Returns one row for each epoch of each trial: its settings and metrics."""
-    return pd.DataFrame([_table_row(trial, row) for trial in trials for row in trial.rows])
-
-
-def trials_table(trials: list[Trial]) -> pd.DataFrame:
-    """Returns one row for each trial: its settings, its last metrics, and its interruptions."""
-    return pd.DataFrame(
-        [
-            _table_row(t, t.rows[-1] if t.rows else {})
-            | {"resumes": t.resumes(), "failure": t.failure}
-            for t in trials
-        ]
-    )
-
-
-def _table_row(trial: Trial, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Returns the columns of a trial and of one of its rows.
-
-    A metric that another project calls like a setting, or like a column of these tables, gets a
-    prefix.
-    """
-    row = {"experiment": trial.experiment, "trial": trial.name, "status": trial.status}
-    row |= trial.config
-    taken = {*row, "resumes", "failure"}
-    return row | {f"reported/{n}" if n in taken else n: v for n, v in metrics.items()}
-
-
 def _find_runs(folder: ResultsDir) -> list[str]:
     """Returns the names of the runs in a folder such as ~/ray_results."""
     run_files = r"([^/]+)/(settings\.json|experiment_state-.*\.json)"
@@ -280,6 +252,8 @@ def _read_trial(run: ResultsDir, name: str, config: dict[str, Any] | None) -> Tr
             config = {}
     if {*CONFIG_COLUMNS} <= config.keys():
         config = LATER_SETTINGS | config
+        if of_suite:
+            _check_names(run, config)
     experiment = run.path.rpartition("/")[2]
     trial = Trial(experiment, name or experiment, "", config, _read_rows(folder), "", folder)
     trial.status = _status(trial, run) if of_suite else _status_of_other(trial, run)
@@ -287,6 +261,16 @@ def _read_trial(run: ResultsDir, name: str, config: dict[str, Any] | None) -> Tr
         lines = folder.read(FAILURE if of_suite else ERROR).decode(errors="replace").strip()
         trial.failure = lines.rpartition("\n")[2]
     return trial
+
+
+def _check_names(run: ResultsDir, config: dict[str, Any]) -> None:
+    """Raises ResultsError for a task, cell or initialization of another version of this suite."""
+    for setting, names in ("task", [*TASKS]), ("cell", [*CELLS]), ("init", [*INIT_NAMES]):
+        if config[setting] not in names:
+            raise ResultsError(
+                f"{run.path}: {setting} {config[setting]!r} is unknown to this version "
+                f"({', '.join(names)})"
+            )
 
 
 def _status(trial: Trial, run: ResultsDir) -> str:
@@ -327,8 +311,8 @@ def _read_rows(folder: ResultsDir) -> list[dict[str, Any]]:
                 row = json.loads(line)
                 row.pop("config", None)
                 rows[row["training_iteration"]] = _flatten(row)
-            except (ValueError, AttributeError, KeyError):
-                continue  # truncated when the driver was killed
+            except (ValueError, TypeError, AttributeError, KeyError):
+                continue  # truncated when the driver was killed, or not a row
     for path in folder.files:
         if re.fullmatch(r"checkpoint_[^/]+/checkpoint\.json", path):
             try:

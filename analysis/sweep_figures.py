@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.figures import CELL_LABELS, CELL_STYLES, INIT_LINESTYLES, heat_map, save
-from analysis.results import CONFIG_COLUMNS, Trial, epochs_table, trials_table
+from analysis.results import CONFIG_COLUMNS, Trial
+from analysis.tables import epochs_table, trials_table
 from analysis.transfer import evaluate_transfer
 from analysis.trial_metrics import (
     CHANCE_ACCURACY,

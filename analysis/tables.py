@@ -1,6 +1,10 @@
-"""Tables on a screen: which columns are worth showing, and how wide a table may be."""
+"""Tables of trials and epochs, and how a screen shows them: which columns, and how wide."""
+
+from typing import Any
 
 import pandas as pd
+
+from analysis.results import Trial
 
 # Columns that tables leave out by default. First what Tune adds to every row of metrics, then
 # metrics of this suite that are rarely read. A new metric is shown unless it is listed here.
@@ -16,6 +20,38 @@ HIDDEN_COLUMNS = [
     "val_accuracy_within_epoch", "val_loss_within_epoch", "grad_norm_h", "grad_norm_c",
     "spectral_radii", "forget_gate_quantiles", "grad_norm", "update_rms_over_lr",
 ]  # fmt: skip
+
+
+def epochs_table(trials: list[Trial]) -> pd.DataFrame:
+    """Returns one row for each epoch of each trial: its settings and metrics.
+
+    Before the first epoch it has the columns of the settings.
+    """
+    rows = [_table_row(trial, row) for trial in trials for row in trial.rows]
+    return pd.DataFrame(rows) if rows else pd.DataFrame([_table_row(t, {}) for t in trials]).head(0)
+
+
+def trials_table(trials: list[Trial]) -> pd.DataFrame:
+    """Returns one row for each trial: its settings, its last metrics, and its interruptions."""
+    return pd.DataFrame(
+        [
+            _table_row(t, t.rows[-1] if t.rows else {})
+            | {"resumes": t.resumes(), "failure": t.failure}
+            for t in trials
+        ]
+    )
+
+
+def _table_row(trial: Trial, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Returns the columns of a trial and of one of its rows.
+
+    A metric that another project calls like a setting, or like a column of these tables, gets a
+    prefix.
+    """
+    row = {"experiment": trial.experiment, "trial": trial.name, "status": trial.status}
+    row |= trial.config
+    taken = {*row, "resumes", "failure"}
+    return row | {f"reported/{n}" if n in taken else n: v for n, v in metrics.items()}
 
 
 def always_shown(table: pd.DataFrame) -> tuple[str, ...]:

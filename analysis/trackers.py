@@ -38,7 +38,9 @@ class Tracker(Protocol):
     def export_trial(self, trial: Trial) -> int:
         """Writes a trial with at least one row; returns the number of rows that were new."""
 
-    def export_figures(self, trials: list[Trial], findings: list[str], paths: list[Path]) -> None:
+    def export_figures(
+        self, trials: list[Trial], version: str, findings: list[str], paths: list[Path]
+    ) -> None:
         """Writes the figures of a run into a run of their own, or that of its only trial."""
 
     def figures_version(self, trials: list[Trial]) -> str:
@@ -57,10 +59,11 @@ def export_id(trial: Trial) -> str:
     return hashlib.blake2b(repr(key).encode(), digest_size=8).hexdigest()
 
 
-def figures_version(trials: list[Trial]) -> str:
+def figures_version(trials: list[Trial], num_test_samples: int) -> str:
     """Returns a text that changes if the figures of a run may."""
     finished = sum(trial.status == "finished" for trial in trials)
-    return f"{finished} finished, {sum(len(trial.rows) for trial in trials)} epochs"
+    num_epochs = sum(len(trial.rows) for trial in trials)
+    return f"{finished} finished, {num_epochs} epochs, {num_test_samples} test samples"
 
 
 def row_time(row: dict[str, Any]) -> float:
@@ -143,7 +146,9 @@ class MlflowTracker:
             self._set_status(run, MLFLOW_STATUS[trial.status], _milliseconds(trial.rows[-1]))
         return len(rows)
 
-    def export_figures(self, trials: list[Trial], findings: list[str], paths: list[Path]) -> None:
+    def export_figures(
+        self, trials: list[Trial], version: str, findings: list[str], paths: list[Path]
+    ) -> None:
         with _errors_of(self.uri):
             summary = summary_of(trials)
             run = self._find_or_create(summary)
@@ -151,7 +156,7 @@ class MlflowTracker:
             for path in paths:
                 self.client.log_artifact(run_id, str(path), "figures")
             self.client.set_tag(run_id, "mlflow.note.content", "  \n".join(findings)[:MAX_TEXT])
-            self.client.set_tag(run_id, "figures_version", figures_version(trials))
+            self.client.set_tag(run_id, "figures_version", version)
             if summary.name not in {trial.name for trial in trials}:  # that of the GAN has a status
                 end = max(_milliseconds(trial.rows[-1]) for trial in trials if trial.rows)
                 self._set_status(run, "FINISHED", end)
@@ -242,13 +247,15 @@ class WandbTracker:
         self._record(trial, {ITERATION: trial.rows[-1][ITERATION], "status": trial.status})
         return len(rows)
 
-    def export_figures(self, trials: list[Trial], findings: list[str], paths: list[Path]) -> None:
+    def export_figures(
+        self, trials: list[Trial], version: str, findings: list[str], paths: list[Path]
+    ) -> None:
         summary = summary_of(trials)
         run = self._start(summary)
         images = {f"figures/{path.stem}": self.wandb.Image(str(path)) for path in paths}
         run.summary.update(images | {"findings": "\n".join(findings)})  # of no epoch
         run.finish()
-        self._record(summary, {"figures_version": figures_version(trials)})
+        self._record(summary, {"figures_version": version})
 
     def figures_version(self, trials: list[Trial]) -> str:
         entry = self.record.get(export_id(summary_of(trials)), {})

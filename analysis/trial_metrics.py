@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.figures import CELL_LABELS
-from analysis.results import CONFIG_COLUMNS, Trial, trials_table
+from analysis.results import CONFIG_COLUMNS, Trial
+from analysis.tables import trials_table
 from models.recurrent import NUM_CLASSES
 from models.recurrent_training import has_diverged
 

@@ -19,8 +19,14 @@ from typing import Any
 import pandas as pd
 
 from analysis.cli import ResultsError
-from analysis.results import epochs_table, read_trials, trials_table
-from analysis.tables import default_columns, fit_to_width, format_table
+from analysis.results import read_trials
+from analysis.tables import (
+    default_columns,
+    epochs_table,
+    fit_to_width,
+    format_table,
+    trials_table,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,7 +57,7 @@ def select_view(table: pd.DataFrame, args: argparse.Namespace) -> pd.DataFrame:
     """Returns the rows and columns that the flags ask for.
 
     Raises:
-        ResultsError: a column does not exist, or the query is not a condition.
+        ResultsError: a column does not exist or has no order, or the query is not a condition.
     """
     names = args.columns.split(",") if args.columns not in (None, "all") else []
     for name in [*names, *([args.sort] if args.sort else [])]:
@@ -69,7 +75,12 @@ def select_view(table: pd.DataFrame, args: argparse.Namespace) -> pd.DataFrame:
             )
         table = table[condition]
     if args.sort:
-        table = table.sort_values(args.sort, ascending=not args.descending, kind="stable")
+        try:
+            table = table.sort_values(args.sort, ascending=not args.descending, kind="stable")
+        except TypeError:
+            raise ResultsError(
+                f"--sort {args.sort}: its values have no order, as numbers and texts"
+            ) from None
     if names:
         return table[names]
     return table if args.columns or args.csv else table[defaults]

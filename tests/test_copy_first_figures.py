@@ -10,8 +10,8 @@ from fake_trials import make_trial, write_trials
 from PIL import Image
 
 from analysis import compare, copy_first_figures, horizon, report, sweep, trials
-from analysis.results import read_trials, trials_table
-from analysis.tables import default_columns, fit_to_width
+from analysis.results import read_trials
+from analysis.tables import default_columns, fit_to_width, trials_table
 from jobs import machine
 from jobs.grid import GridConfig, trial_configs, trial_name
 from jobs.learner import Learner, run_epoch

@@ -206,6 +206,9 @@ def test_second_call_adds_only_new_epochs(tmp_path, server, export_lines, flags)
     else:
         history = history_in_wandb(records_of_wandb(tmp_path)[export_id(second)])
     assert history == expected_history(second)
+    line, _ = export_lines(folder, *flags, "--num-test-samples", 50)
+    assert line.startswith(f"{folder}: 2 of 2 trials, 0 new epochs, ")
+    assert not line.endswith(" 0 new figures")  # they may have other numbers
 
 
 def test_grown_sweep_keeps_its_runs(tmp_path, server, export_lines):

@@ -126,13 +126,23 @@ def test_matplotlib_settings_of_the_user_change_no_pixel(tmp_path):
     assert images[0] == images[1] == images[2]
 
 
-@pytest.mark.parametrize(
-    "path", sorted((REPO / "analysis").glob("*.py")), ids=lambda path: path.name
-)
+SCRIPTS = [p for p in sorted((REPO / "analysis").glob("*.py")) if "__main__" in p.read_text()]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_set_their_backend_before_they_import_matplotlib(path):
     lines = path.read_text().splitlines()
-    if 'if __name__ == "__main__":' not in lines:
-        return
     imports = [i for i, line in enumerate(lines) if re.match("(import|from) ", line)]
     (start,) = [i for i, line in enumerate(lines) if "cli.start_script()" in line]
     assert [lines[i] for i in imports if i < start] == ["from analysis import cli"]
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 6])
+def test_lowest_panel_of_each_column_has_tick_labels(count):
+    figure, panels = plt.subplots(2, 3, sharex=True)
+    lowest = figures.hide_unused(panels, count)
+    shown = [axes for axes in panels.flat if axes.get_visible()]
+    labeled = [axes for axes in shown if axes.xaxis.get_tick_params()["labelbottom"]]
+    plt.close(figure)
+    assert shown == [*panels.flat][:count]
+    assert lowest == labeled == shown[-3:]

@@ -1,5 +1,6 @@
 """Figures of a run of jobs/gan.py, and of one that is made without Ray."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -130,10 +131,49 @@ def test_figure_7_is_left_out_if_its_digits_are_missing(
     out = tmp_path / "out"
     done = call_main(analysis.gan.main, gan_copy, "--out", out, *pair)
     assert done.returncode == code
-    assert "digits missing from 1000 samples: " in done.stdout
-    assert done.stderr.endswith(".py: no Figure 7: the generator does not generate these digits\n")
+    (sentence,) = done.stderr.splitlines()
+    missing = "[0-9, ]+" if not pair else "(3, 8|3|8)"
+    assert re.search(rf"\.py: no Figure 7: no {missing} in 1000 generated images$", sentence)
     assert (out / "figure6.png").exists() == (code == 0)
     assert not list(out.glob("figure7*"))
+
+
+def test_figure_7_names_the_pairs_that_it_leaves_out(gan_run, monkeypatch, tmp_path):
+    ends = dict(zip((1, 3, 8), torch.randn(3, 100), strict=True))
+    monkeypatch.setattr(interpolation, "find_latents", lambda *_: ends)
+    _, generators = gan_figures.read_run(str(gan_run))
+    path, left_out = interpolation.plot_interpolation(
+        generators[2], 0, load_classifier(), [(3, 8), (1, 7), (0, 1)], tmp_path
+    )
+    assert {*pd.read_csv(path.with_suffix(".csv"))["from"]} == {3}
+    assert left_out == ["Figure 7 without 1 to 7, 0 to 1: no 0, 7 in 10000 generated images"]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "labels"),
+    [
+        ([0], ["before training"] * 3),
+        ([1], ["at the first checkpoint", "during training", "so far"]),
+        ([2], ["after training"] * 3),
+        ([0, 1], ["before training", "before training", "so far"]),
+        ([0, 1, 2], ["before training", "during training", "after training"]),
+    ],
+)
+def test_titles_of_the_grids_say_when_in_training_they_are(
+    gan_run, monkeypatch, tmp_path, epochs, labels
+):
+    run, generators = gan_figures.read_run(str(gan_run))
+    titles = []
+
+    def record(images, title):
+        titles.append(title)
+        return grid_figure(images, title)
+
+    grid_figure = gan_figures.grid_figure
+    monkeypatch.setattr(gan_figures, "grid_figure", record)
+    chosen = {epoch: generators[epoch] for epoch in epochs}
+    gan_figures.plot_grids(run, chosen, load_classifier(), tmp_path)
+    assert [title.partition(": G ")[2].partition(",")[0] for title in titles] == labels
 
 
 def test_run_before_its_first_epoch_has_figures_without_losses(

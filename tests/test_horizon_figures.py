@@ -47,6 +47,10 @@ def test_script_plots_finished_trials_with_data_and_alt_text(call_main, tmp_path
         assert len(pd.read_csv(out / f"{name}.csv")) > 0
     trials = pd.read_csv(out / "trials.csv")
     assert trials.groupby("variant").size().to_dict() == {"full": 8, "no-clip": 1}
+    accuracy = pd.read_csv(out / "accuracy_lstm.csv")
+    assert accuracy.values.tolist() == [
+        ["chrono", "full", 10, 1], ["chrono", "full", 100, 1], ["chrono", "no-clip", 10, 0.2],
+    ]  # fmt: skip
     by_length = pd.read_csv(out / "by_length.csv")
     assert by_length["trials"].sum() == len(FINISHED)
     assert by_length["solved"].tolist() == [2, 2, 0, 0, 0]

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import pickle
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -31,14 +32,15 @@ from analysis.results import (
     ResultsDir,
     ResultsError,
     Trial,
-    epochs_table,
     read_finished,
     read_sweeps,
     read_trials,
-    trials_table,
 )
 from analysis.run_figures import is_sweep
+from analysis.tables import epochs_table, trials_table
 from models import checkpoint
+from models.recurrent import CELLS, INIT_NAMES
+from models.tasks import TASKS
 
 FIRST = TRIAL_NAMES[0]
 
@@ -190,7 +192,10 @@ def test_last_line_truncated_anywhere_is_no_row(tmp_path):
     assert read(tmp_path)["a"].rows == rows
 
 
-@pytest.mark.parametrize("damage", [b'{"loss": 0.5, "trai', b"\xff\n", b"3\n", b"null\n", b"{}\n"])
+DAMAGES = [b'{"loss": 0.5, "trai', b"\xff\n", b"3\n", b"null\n", b"{}\n", b"[1, 2]\n"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_corrupt_line_harms_no_other_line_that_ends_before_it(tmp_path, damage):
     result = write_trial(tmp_path, "a", {}, [make_row(1), make_row(2)]) / "result.json"
     first, second = result.read_bytes().splitlines(keepends=True)
@@ -457,6 +462,17 @@ def test_variants_are_joined_only_where_they_are_a_column(tmp_path):
     with pytest.raises(ResultsError, match=r"differ in variant: use analysis/horizon\.py"):
         read_sweeps([folder])
     assert len(read_sweeps([folder], [*CONFIG_COLUMNS, "variant"])) == 2
+
+
+@pytest.mark.parametrize("setting", ["task", "cell", "init"])
+def test_setting_of_another_version_is_an_error_that_names_the_known_ones(tmp_path, setting):
+    trial = make_trial([0.1])
+    trial.config[setting] = "unheard-of"
+    folder = str(write_trials(tmp_path / "newer", trial))
+    known = {"task": TASKS, "cell": CELLS, "init": INIT_NAMES}[setting]
+    message = f"{setting} 'unheard-of' is unknown to this version ({', '.join(known)})"
+    with pytest.raises(ResultsError, match=re.escape(f"{folder}: {message}")):
+        read_trials(folder)
 
 
 def test_trials_without_a_seed_are_no_sweep(tmp_path):

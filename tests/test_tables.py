@@ -6,8 +6,14 @@ import pandas as pd
 from fake_experiments import TRIAL_NAMES
 
 from analysis import trials
-from analysis.results import read_trials, trials_table
-from analysis.tables import HIDDEN_COLUMNS, default_columns, fit_to_width, format_table
+from analysis.results import read_trials
+from analysis.tables import (
+    HIDDEN_COLUMNS,
+    default_columns,
+    fit_to_width,
+    format_table,
+    trials_table,
+)
 
 
 def test_metrics_that_tune_adds_are_hidden(tiny):

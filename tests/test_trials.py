@@ -13,7 +13,8 @@ from fake_experiments import make_row, write_settings, write_trial
 from fake_trials import make_trial, write_trials
 
 from analysis import trials
-from analysis.results import epochs_table, read_trials, trials_table
+from analysis.results import read_trials
+from analysis.tables import epochs_table, trials_table
 
 # The accuracies after the last epoch: in another order than the names.
 ACCURACIES = (0.9, 0.3, 0.5, 0.5, 0.1, 0.7, 0.2, 0.5)
@@ -104,6 +105,21 @@ def test_query_does_not_change_the_columns(results, lines_of):
 def test_sort_is_stable_in_both_directions(results, lines_of, flags, order):
     _, *lines, _ = lines_of(results, *flags, "--columns", "trial")
     assert [line.strip() for line in lines] == [NAMES[index] for index in order]
+
+
+def test_values_without_an_order_are_an_error(call_main, tmp_path):
+    for name, lr in (("a", 0.1), ("b", "auto")):
+        write_trial(tmp_path / name, name, {"lr": lr}, [make_row(1)])
+    done = call_main(trials.main, tmp_path / "a", tmp_path / "b", "--sort", "lr")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "script.py: --sort lr: its values have no order, as numbers and texts\n"
+
+
+def test_epochs_table_before_the_first_epoch_has_the_settings(lines_of, tmp_path):
+    write_trials(tmp_path / "started", make_trial([]))
+    flags = ["--epochs", "--query", "cell == 'lstm'", "--columns", "cell,length"]
+    assert lines_of(tmp_path / "started", *flags) == ["0 rows"]
+    assert lines_of(tmp_path / "started", *flags, "--csv", "-") == ["cell,length"]
 
 
 @pytest.mark.parametrize(("flags", "table"), [([], trials_table), (["--epochs"], epochs_table)])
