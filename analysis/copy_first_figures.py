@@ -9,13 +9,15 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from analysis.cli import show_progress
 from analysis.figures import (
     CELL_LABELS,
     CELL_STYLES,
     INIT_LINESTYLES,
+    LINESTYLES,
     PALETTE,
     hide_unused,
     save,
@@ -29,7 +31,6 @@ from models.gradient_flow import gradient_norms
 from models.sequences import Sequences
 from models.tasks import CopyFirst
 
-INIT_COLORS = dict(zip(recurrent.INIT_NAMES, cycle(PALETTE), strict=False))
 THRESHOLDS = {"chance": CopyFirst.chance, "solved": CopyFirst.solved_mse}
 PAPER_LENGTHS = (5, 50, 100, 300, 600)  # of Vecoven et al. 2021
 FIRST_GRADIENT_LABEL = "norm of the gradient with respect to\nthe states after the first input"
@@ -114,7 +115,7 @@ def plot_untrained_gradient(table: pd.DataFrame, out: Path) -> Path:
     figure, panels = _plot_over_length(table, column, FIRST_GRADIENT_LABEL)
     if table[column].min() < FLOAT32_MIN:
         for axes in panels:
-            _plot_thresholds(axes, {"smallest positive number of float32": FLOAT32_MIN})
+            _plot_thresholds(axes, {"smallest\nfloat32": FLOAT32_MIN})
             axes.yaxis.set_major_locator(LogLocator(base=1e20))
     medians = table.groupby(CONFIG_COLUMNS)[column].median()
     text = " ".join(
@@ -131,7 +132,8 @@ def _plot_over_length(table: pd.DataFrame, column: str, ylabel: str) -> tuple[Fi
     In a panel for each cell. Initializations are plotted side by side, so that none hides
     another at the same value.
     """
-    cells, inits = sorted(table["cell"].unique()), sorted(table["init"].unique())
+    cells, colors = sorted(table["cell"].unique()), _init_colors(table)
+    inits = [*colors]
     figure, panels = plt.subplots(
         1, len(cells), figsize=(1.6 + 3.4 * len(cells), 4), sharex=True, sharey=True,
         squeeze=False, layout="constrained",
@@ -141,7 +143,7 @@ def _plot_over_length(table: pd.DataFrame, column: str, ylabel: str) -> tuple[Fi
     shown: dict[str, Artist] = {}
     for axes, cell in zip(panels[0], cells, strict=True):
         for init, part in table[table["cell"] == cell].groupby("init"):
-            style = {**CELL_STYLES[cell], "color": INIT_COLORS[init]}
+            style = {**CELL_STYLES[cell], "color": colors[init]}
             offset = gap ** (inits.index(init) - (len(inits) - 1) / 2)
             # That of a network that has diverged is NaN: it counts as infinite. Of two seeds, the
             # larger: no trial has the mean of both.
@@ -204,29 +206,40 @@ def plot_first_gradient(table: pd.DataFrame, out: Path) -> Path:
 def _plot_over_steps(table: pd.DataFrame, column: str, ylabel: str) -> tuple[Figure, list[Axes]]:
     """Plots a column over the training steps, in a panel for each cell and length.
 
-    Panels of one length have the same axis of steps: trials of short sequences take few.
+    Colors are initializations, line styles are seeds.
     """
+    colors, seeds = _init_colors(table), sorted(table["seed"].unique())
+    styles = dict(zip(seeds, cycle(LINESTYLES), strict=False))
     groups = list(table.groupby(["cell", "length"]))
     columns = min(4, table["length"].nunique())
     rows = -(-len(groups) // columns)
     figure, panels = plt.subplots(
         rows, columns, figsize=(1 + 3.6 * columns, 0.8 + 2.6 * rows), sharey=True,
-        squeeze=False, layout="constrained",
+        sharex=True, squeeze=False, layout="constrained",
     )  # fmt: skip
     shown: dict[str, Artist] = {}
     for axes, ((cell, length), part) in zip(panels.flat, groups, strict=False):
-        for (init, _), curve in part.groupby(["init", "seed"]):
-            (line,) = axes.plot(curve["step"], curve[column], lw=1.2, color=INIT_COLORS[init])
-            shown[init] = line
-        last_step = table.loc[table["length"] == length, "step"].max()
-        axes.set(title=f"{CELL_LABELS[cell]}, length {length}", yscale="log")
-        axes.set_xlim(0, 1.02 * last_step)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
+        for (init, seed), curve in part.groupby(["init", "seed"]):
+            values = curve[column].clip(lower=FLOAT32_MIN)  # a gradient may be 0 in float32
+            axes.plot(curve["step"], values, lw=1.2, ls=styles[seed], color=colors[init])
+            shown[init] = Line2D([], [], color=colors[init])
+        axes.set(title=f"{CELL_LABELS[cell]}, length {length}", xscale="log", yscale="log")
+    axes = panels[0, 0]
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_locator(NullLocator())
     hide_unused(panels, len(groups))
     figure.supxlabel("training steps")
     figure.supylabel(ylabel)
     _add_legend(figure, shown)
+    if len(seeds) > 1:
+        lines = [Line2D([], [], color="black", ls=styles[seed]) for seed in seeds]
+        figure.legend(lines, seeds, title="seed", loc="outside right lower")
     return figure, list(panels.flat[: len(groups)])
+
+
+def _init_colors(table: pd.DataFrame) -> dict[str, str]:
+    return dict(zip(sorted(table["init"].unique()), cycle(PALETTE), strict=False))
 
 
 def _add_legend(figure: Figure, shown: dict[str, Artist]) -> None:
@@ -246,6 +259,9 @@ def _describe_ends(table: pd.DataFrame, column: str, form: str) -> str:
 
 
 def _plot_thresholds(axes: Axes, values: dict[str, float]) -> None:
+    """Plots horizontal lines, labeled at the right of the last panel of a row."""
     for name, value in values.items():
         axes.axhline(value, color="black", lw=1, ls=(0, (1, 2)))
-        axes.text(0.01, value, name, transform=axes.get_yaxis_transform(), va="bottom", size=8)
+        panel, transform = axes.get_subplotspec(), axes.get_yaxis_transform()
+        if panel and panel.is_last_col():
+            axes.text(1.01, value, name, transform=transform, va="center", size=8)

@@ -10,6 +10,7 @@ from fake_trials import make_trial, write_trials
 from PIL import Image
 
 from analysis import compare, copy_first_figures, horizon, report, sweep, trials
+from analysis.horizon_figures import FLOAT32_MIN
 from analysis.results import read_trials
 from analysis.tables import default_columns, fit_to_width, trials_table
 from jobs import machine
@@ -154,6 +155,16 @@ def test_gradients_that_are_zero_in_float32_are_below_a_line(norm, labels, tmp_p
     plt.close()
     assert len(axes.texts) == labels
     assert axes.get_ylim()[0] < norm
+
+
+def test_gradient_that_is_zero_in_float32_has_a_place_on_the_logarithmic_axis(tmp_path):
+    labels = {"cell": "lstm", "init": "keras", "length": 300, "seed": 0, "val_mse": 1.0}
+    table = pd.DataFrame([labels | {"step": n, "grad_norm_first_input": 0.0} for n in (9, 18)])
+    _, (axes,) = copy_first_figures._plot_over_steps(table, "grad_norm_first_input", "")
+    plt.close()
+    assert axes.lines[0].get_ydata().tolist() == [FLOAT32_MIN] * 2
+    copy_first_figures.plot_first_gradient(table, tmp_path)
+    assert pd.read_csv(tmp_path / "first_gradient.csv")["grad_norm_first_input"].tolist() == [0, 0]
 
 
 def test_runs_of_other_numbers_of_layers_are_not_pooled(run, call_main, tmp_path):
