@@ -56,14 +56,22 @@ class ArgumentParser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self.register("type", None, parse_text)  # of each argument without another type
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
 
 
+def parse_text(text: str) -> str:
+    """Returns the text. It cannot be empty, as where the shell does not know a variable."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty")
+    return text
+
+
 def expand_path(text: str) -> Path:
     """Returns a path of the command line; shells do not expand the `~` of `--out=~/figures`."""
-    return Path(text).expanduser()
+    return Path(parse_text(text)).expanduser()
 
 
 def add_runs_and_out(parser: ArgumentParser, out: str, runs: str = "sweeps") -> None:

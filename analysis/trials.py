@@ -45,9 +45,6 @@ def parse_args() -> argparse.Namespace:
         "--csv", metavar="FILE", help="file for all rows and columns, or `-` for stdout"
     )
     args = parser.parse_args()
-    for name in ("query", "sort", "columns", "csv"):
-        if getattr(args, name) == "":  # as of a variable that the shell does not know
-            parser.error(f"--{name}: is empty")
     if args.descending and not args.sort:
         parser.error("--descending requires --sort")
     return args

@@ -48,6 +48,15 @@ def test_missing_results_are_refused_before_anything_is_written(
     assert list(working_dir.iterdir()) == []
 
 
+@pytest.mark.parametrize("script", [*SCRIPTS, "export"])
+def test_empty_arguments_are_refused(refusal, script):
+    """As where the shell does not know a variable: the working directory is not meant."""
+    flags = ["--to", "mlflow"] if script == "export" else []
+    assert refusal(script, "", *flags) == "argument RUN: is empty"
+    empty = {"trials": "--csv=", "export": "--tracking-uri="}.get(script, "--out=")
+    assert refusal(script, "RUN", empty, *flags) == f"argument {empty[:-1]}: is empty"
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [

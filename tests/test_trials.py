@@ -201,7 +201,7 @@ def test_trials_without_metrics_are_shown_with_empty_cells(tmp_path, lines_of):
         (["--csv", "/nowhere/table.csv"], "/nowhere"),
         (["--descending"], "--descending requires --sort"),
         *(
-            (([f"--{name}="]), f"--{name}: is empty")
+            (([f"--{name}="]), f"argument --{name}: is empty")
             for name in ("query", "sort", "columns", "csv")
         ),
     ],
