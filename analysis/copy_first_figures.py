@@ -197,7 +197,11 @@ def plot_learning(table: pd.DataFrame, out: Path) -> Path:
 def plot_first_gradient(table: pd.DataFrame, out: Path) -> Path:
     """Plots over the training steps the gradient that reaches the first input."""
     name = "grad_norm_first_input"
-    figure, _ = _plot_over_steps(table, name, FIRST_GRADIENT_LABEL)
+    figure, panels = _plot_over_steps(table, name, FIRST_GRADIENT_LABEL)
+    if (table[name] == 0).any():
+        for axes in panels:
+            _plot_thresholds(axes, {"0 in\nfloat32": FLOAT32_MIN})
+            axes.yaxis.set_major_locator(LogLocator(base=1e10))
     text = _describe_ends(table, name, "{:.0e}")
     alt = f"Norm of the gradient with respect to the state after the first input. {text}"
     return save(figure, table.drop(columns="val_mse"), out, "first_gradient", alt)

@@ -157,13 +157,18 @@ def test_gradients_that_are_zero_in_float32_are_below_a_line(norm, labels, tmp_p
     assert axes.get_ylim()[0] < norm
 
 
-def test_gradient_that_is_zero_in_float32_has_a_place_on_the_logarithmic_axis(tmp_path):
+def test_gradient_that_is_zero_in_float32_is_on_a_line(tmp_path, monkeypatch):
     labels = {"cell": "lstm", "init": "keras", "length": 300, "seed": 0, "val_mse": 1.0}
     table = pd.DataFrame([labels | {"step": n, "grad_norm_first_input": 0.0} for n in (9, 18)])
-    _, (axes,) = copy_first_figures._plot_over_steps(table, "grad_norm_first_input", "")
-    plt.close()
-    assert axes.lines[0].get_ydata().tolist() == [FLOAT32_MIN] * 2
+    close = plt.close
+    monkeypatch.setattr(plt, "close", lambda figure: figures.append(figure))
+    figures: list = []
     copy_first_figures.plot_first_gradient(table, tmp_path)
+    (axes,) = figures[0].axes
+    close()
+    curve, line = axes.lines
+    assert curve.get_ydata().tolist() == line.get_ydata() == [FLOAT32_MIN] * 2
+    assert [text.get_text() for text in axes.texts] == ["0 in\nfloat32"]
     assert pd.read_csv(tmp_path / "first_gradient.csv")["grad_norm_first_input"].tolist() == [0, 0]
 
 
