@@ -94,6 +94,7 @@ results-copy-first: .venv/installed
 	$(COPY_FIRST)
 	$(COPY_FIRST) --lengths 50,100 --inits keras,chrono --seeds 0-2
 	$(COPY_FIRST) --lengths 300 --inits chrono
+	$(COPY_FIRST) --lengths 300 --inits keras --cells lstm --cpus-per-trial 2  # both cores: hours
 	$(BIN)/python analysis/sweep.py "$(RESULTS)/copy-first" --num-test-samples 50000 --out docs/copy-first
 	$(TRIALS) "$(RESULTS)/copy-first" --csv docs/copy-first/epochs.csv.gz \
 	  --columns cell,init,length,seed,epoch,train_loss,val_loss,grad_norm,train_seconds,epoch_seconds,hardware

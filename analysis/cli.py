@@ -63,7 +63,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def parse_text(text: str) -> str:
-    """Returns the text. It cannot be empty, as where the shell does not know a variable."""
+    """Returns the text; an empty one, as of a variable that is not set, is an error."""
     if not text:
         raise argparse.ArgumentTypeError("is empty")
     return text

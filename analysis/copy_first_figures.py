@@ -31,6 +31,7 @@ from models.gradient_flow import gradient_norms
 from models.sequences import Sequences
 from models.tasks import CopyFirst
 
+INIT_COLORS = dict(zip(sorted(recurrent.INIT_NAMES), cycle(PALETTE), strict=False))
 THRESHOLDS = {"chance": CopyFirst.chance, "solved": CopyFirst.solved_mse}
 PAPER_LENGTHS = (5, 50, 100, 300, 600)  # of Vecoven et al. 2021
 FIRST_GRADIENT_LABEL = "norm of the gradient with respect to\nthe states after the first input"
@@ -132,8 +133,7 @@ def _plot_over_length(table: pd.DataFrame, column: str, ylabel: str) -> tuple[Fi
     In a panel for each cell. Initializations are plotted side by side, so that none hides
     another at the same value.
     """
-    cells, colors = sorted(table["cell"].unique()), _init_colors(table)
-    inits = [*colors]
+    cells, inits = sorted(table["cell"].unique()), sorted(table["init"].unique())
     figure, panels = plt.subplots(
         1, len(cells), figsize=(1.6 + 3.4 * len(cells), 4), sharex=True, sharey=True,
         squeeze=False, layout="constrained",
@@ -143,7 +143,7 @@ def _plot_over_length(table: pd.DataFrame, column: str, ylabel: str) -> tuple[Fi
     shown: dict[str, Artist] = {}
     for axes, cell in zip(panels[0], cells, strict=True):
         for init, part in table[table["cell"] == cell].groupby("init"):
-            style = {**CELL_STYLES[cell], "color": colors[init]}
+            style = {**CELL_STYLES[cell], "color": INIT_COLORS[init]}
             offset = gap ** (inits.index(init) - (len(inits) - 1) / 2)
             # That of a network that has diverged is NaN: it counts as infinite. Of two seeds, the
             # larger: no trial has the mean of both.
@@ -198,7 +198,7 @@ def plot_first_gradient(table: pd.DataFrame, out: Path) -> Path:
     """Plots over the training steps the gradient that reaches the first input."""
     name = "grad_norm_first_input"
     figure, panels = _plot_over_steps(table, name, FIRST_GRADIENT_LABEL)
-    if (table[name] == 0).any():
+    if table[name].min() < FLOAT32_MIN:
         for axes in panels:
             _plot_thresholds(axes, {"0 in\nfloat32": FLOAT32_MIN})
             axes.yaxis.set_major_locator(LogLocator(base=1e10))
@@ -210,10 +210,11 @@ def plot_first_gradient(table: pd.DataFrame, out: Path) -> Path:
 def _plot_over_steps(table: pd.DataFrame, column: str, ylabel: str) -> tuple[Figure, list[Axes]]:
     """Plots a column over the training steps, in a panel for each cell and length.
 
-    Colors are initializations, line styles are seeds.
+    Colors are initializations. Line styles are seeds, if there are enough of them.
     """
-    colors, seeds = _init_colors(table), sorted(table["seed"].unique())
-    styles = dict(zip(seeds, cycle(LINESTYLES), strict=False))
+    seeds = sorted(table["seed"].unique())
+    tell_apart = 1 < len(seeds) <= len(LINESTYLES)
+    styles = dict(zip(seeds, LINESTYLES if tell_apart else cycle("-"), strict=False))
     groups = list(table.groupby(["cell", "length"]))
     columns = min(4, table["length"].nunique())
     rows = -(-len(groups) // columns)
@@ -225,25 +226,22 @@ def _plot_over_steps(table: pd.DataFrame, column: str, ylabel: str) -> tuple[Fig
     for axes, ((cell, length), part) in zip(panels.flat, groups, strict=False):
         for (init, seed), curve in part.groupby(["init", "seed"]):
             values = curve[column].clip(lower=FLOAT32_MIN)  # a gradient may be 0 in float32
-            axes.plot(curve["step"], values, lw=1.2, ls=styles[seed], color=colors[init])
-            shown[init] = Line2D([], [], color=colors[init])
+            axes.plot(curve["step"], values, lw=1.2, ls=styles[seed], color=INIT_COLORS[init])
+            shown[init] = Line2D([], [], color=INIT_COLORS[init])
         axes.set(title=f"{CELL_LABELS[cell]}, length {length}", xscale="log", yscale="log")
-    axes = panels[0, 0]
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes, steps = panels[0, 0], table["step"]
+    subs = (1, 3) if steps.max() > 10 * steps.min() else (1, 2, 5)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.xaxis.set_minor_locator(NullLocator())
     hide_unused(panels, len(groups))
     figure.supxlabel("training steps")
     figure.supylabel(ylabel)
     _add_legend(figure, shown)
-    if len(seeds) > 1:
+    if tell_apart:
         lines = [Line2D([], [], color="black", ls=styles[seed]) for seed in seeds]
         figure.legend(lines, seeds, title="seed", loc="outside right lower")
     return figure, list(panels.flat[: len(groups)])
-
-
-def _init_colors(table: pd.DataFrame) -> dict[str, str]:
-    return dict(zip(sorted(table["init"].unique()), cycle(PALETTE), strict=False))
 
 
 def _add_legend(figure: Figure, shown: dict[str, Artist]) -> None:

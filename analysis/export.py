@@ -56,7 +56,7 @@ def export_figures(
 ) -> int:
     """Exports the figures of a run if they may have changed; returns their number."""
     version = figures_version(trials, num_test_samples)
-    if version == tracker.figures_version(trials):
+    if version == tracker.exported_version(trials):
         return 0
     with tempfile.TemporaryDirectory() as out:
         try:

@@ -278,7 +278,7 @@ def plot_latest(
     try:
         path, missing_pairs = plot_interpolation(latest, seed, classifier, list(PAIRS), out)
         paths.append(path)
-        left_out += missing_pairs
+        left_out += [missing_pairs] if missing_pairs else []
     except ResultsError as error:
         left_out.append(str(error))
     return paths, table, left_out

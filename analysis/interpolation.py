@@ -117,13 +117,13 @@ def plot_interpolation(
     pairs: list[tuple[int, int]],
     out: Path,
     name: str = "figure7",
-) -> tuple[Path, list[str]]:
+) -> tuple[Path, str]:
     """Plots Figure 7: for each pair of digits a linear and a spherical interpolation.
 
     Leaves out pairs with a digit that the generator never generates.
 
     Returns:
-        The path, and a sentence if pairs are left out.
+        The path, and a sentence about the pairs that are left out, empty without any.
 
     Raises:
         ResultsError: no pair is left.
@@ -162,4 +162,4 @@ def plot_interpolation(
         for (start, end, path), row in table.groupby(["from", "to", "path"], sort=False)
     )
     figure7 = save(figure, table, out, name, f"Predicted digits along each interpolation: {alt}")
-    return figure7, [f"Figure 7 without {', '.join(left_out)}: {absent}"] if left_out else []
+    return figure7, f"Figure 7 without {', '.join(left_out)}: {absent}" if left_out else ""

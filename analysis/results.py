@@ -5,6 +5,7 @@ as weights: nothing is unpickled.
 """
 
 import json
+import operator
 import os
 import re
 from collections.abc import Iterator
@@ -117,7 +118,7 @@ def open_results(results: str) -> ResultsDir:
             fs.FileSelector(path, allow_not_found=True, recursive=True)
         )
     except (OSError, ValueError) as error:
-        raise ResultsError(f"{results}: {error}") from None
+        raise ResultsError(f"{results}: {error}".splitlines()[0]) from None
     files = {i.path[len(path) :].lstrip("/"): i for i in entries if i.type == fs.FileType.File}
     return ResultsDir(filesystem, path, files)
 
@@ -171,6 +172,8 @@ def read_sweeps(
         config = tuple(trial.config.get(name) for name in config_columns)
         if None in config or not {"seed", "epochs"} <= trial.config.keys():
             raise ResultsError(f"{folder}: {trial.name} is not a trial of jobs/sweep.py")
+        if unknown := unknown_name(trial.config):
+            raise ResultsError(f"{folder}: {trial.name}: {unknown}")
         found_tasks.add(trial.config["task"])
         if other_tasks := found_tasks - {*tasks}:
             raise ResultsError(f"{folder}: of task {max(other_tasks)}: use analysis/sweep.py")
@@ -190,6 +193,14 @@ def read_sweeps(
         if len(trial.rows) > len(trials.setdefault(key, trial).rows):
             trials[key] = trial
     return list(trials.values())
+
+
+def unknown_name(config: dict[str, Any]) -> str:
+    """Returns what is wrong with a task, cell or initialization of another version; else empty."""
+    for setting, names in ("task", [*TASKS]), ("cell", [*CELLS]), ("init", [*INIT_NAMES]):
+        if config[setting] not in names:
+            return f"{setting} {config[setting]!r} is unknown to this version ({', '.join(names)})"
+    return ""
 
 
 def read_finished(
@@ -228,11 +239,14 @@ def _read_settings(folder: ResultsDir) -> dict[str, Any]:
         settings = json.loads(folder.read(SETTINGS))
         if not isinstance(settings, dict):
             raise TypeError("not an object")
-        return {
-            job: dict(content["trials"] if job == "sweep" else content)
-            for job, content in settings.items()
-            if job in ("sweep", "gan")
-        }
+        found = {}
+        for job, content in settings.items():
+            if job in ("sweep", "gan"):
+                found[job] = dict(content["trials"] if job == "sweep" else content)
+                for config in found[job].values() if job == "sweep" else [found[job]]:
+                    if "epochs" not in config:
+                        raise KeyError("epochs")
+        return found
     except (ValueError, TypeError, KeyError) as error:
         raise ResultsError(f"{folder.path}/{SETTINGS} is corrupt: {error!r}") from None
 
@@ -252,8 +266,8 @@ def _read_trial(run: ResultsDir, name: str, config: dict[str, Any] | None) -> Tr
             config = {}
     if {*CONFIG_COLUMNS} <= config.keys():
         config = LATER_SETTINGS | config
-        if of_suite:
-            _check_names(run, config)
+        if of_suite and config["task"] not in [*TASKS]:  # without it the status is unknown
+            raise ResultsError(f"{run.path}: {name}: {unknown_name(config)}")
     experiment = run.path.rpartition("/")[2]
     trial = Trial(experiment, name or experiment, "", config, _read_rows(folder), "", folder)
     trial.status = _status(trial, run) if of_suite else _status_of_other(trial, run)
@@ -261,16 +275,6 @@ def _read_trial(run: ResultsDir, name: str, config: dict[str, Any] | None) -> Tr
         lines = folder.read(FAILURE if of_suite else ERROR).decode(errors="replace").strip()
         trial.failure = lines.rpartition("\n")[2]
     return trial
-
-
-def _check_names(run: ResultsDir, config: dict[str, Any]) -> None:
-    """Raises ResultsError for a task, cell or initialization of another version of this suite."""
-    for setting, names in ("task", [*TASKS]), ("cell", [*CELLS]), ("init", [*INIT_NAMES]):
-        if config[setting] not in names:
-            raise ResultsError(
-                f"{run.path}: {setting} {config[setting]!r} is unknown to this version "
-                f"({', '.join(names)})"
-            )
 
 
 def _status(trial: Trial, run: ResultsDir) -> str:
@@ -310,19 +314,23 @@ def _read_rows(folder: ResultsDir) -> list[dict[str, Any]]:
             try:
                 row = json.loads(line)
                 row.pop("config", None)
-                rows[row["training_iteration"]] = _flatten(row)
+                rows |= _by_iteration([_flatten(row)])
             except (ValueError, TypeError, AttributeError, KeyError):
                 continue  # truncated when the driver was killed, or not a row
     for path in folder.files:
         if re.fullmatch(r"checkpoint_[^/]+/checkpoint\.json", path):
             try:
-                history = json.loads(folder.read(path))["history"]
-                by_iteration = {row["training_iteration"]: row for row in history}
+                by_iteration = _by_iteration(json.loads(folder.read(path))["history"])
             except (*checkpoint.MISSING, ValueError, KeyError, TypeError):
                 continue  # truncated, just deleted by Ray, or not a checkpoint of this suite
             for iteration, row in by_iteration.items():
                 rows[iteration] = rows.get(iteration, {}) | row
     return [rows[iteration] for iteration in sorted(rows)]
+
+
+def _by_iteration(rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Returns rows by their iteration; raises TypeError or ValueError if one has none."""
+    return {operator.index(row["training_iteration"]): row for row in rows}
 
 
 def _flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

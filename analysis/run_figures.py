@@ -5,7 +5,7 @@ from pathlib import Path
 from analysis import gan_figures
 from analysis.copy_first_figures import describe_copy_first, plot_copy_first
 from analysis.horizon_figures import describe_horizon, plot_horizon
-from analysis.results import CONFIG_COLUMNS, Trial
+from analysis.results import CONFIG_COLUMNS, Trial, unknown_name
 from analysis.sweep_figures import describe_sweep, plot_sweep
 from models.classifier import load_classifier
 
@@ -17,7 +17,9 @@ def is_gan(trials: list[Trial]) -> bool:
 def is_sweep(trials: list[Trial]) -> bool:
     required = {*CONFIG_COLUMNS, "seed", "task", "variant", "epochs", "hidden_size"}
     required.add("stop_after_solved_epochs")
-    has_settings = all(required <= trial.config.keys() for trial in trials)
+    has_settings = all(
+        required <= trial.config.keys() and not unknown_name(trial.config) for trial in trials
+    )
     return has_settings and all(
         isinstance(row.get("epoch"), int) and isinstance(row.get(trial.task.metric), float)
         for trial in trials

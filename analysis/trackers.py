@@ -43,7 +43,7 @@ class Tracker(Protocol):
     ) -> None:
         """Writes the figures of a run into a run of their own, or that of its only trial."""
 
-    def figures_version(self, trials: list[Trial]) -> str:
+    def exported_version(self, trials: list[Trial]) -> str:
         """Returns the version of the figures that were exported last, empty without any."""
 
     def finish(self) -> None:
@@ -161,7 +161,7 @@ class MlflowTracker:
                 end = max(_milliseconds(trial.rows[-1]) for trial in trials if trial.rows)
                 self._set_status(run, "FINISHED", end)
 
-    def figures_version(self, trials: list[Trial]) -> str:
+    def exported_version(self, trials: list[Trial]) -> str:
         with _errors_of(self.uri):
             run = self._find(summary_of(trials))
             return run.data.tags.get("figures_version", "") if run else ""
@@ -257,7 +257,7 @@ class WandbTracker:
         run.finish()
         self._record(summary, {"figures_version": version})
 
-    def figures_version(self, trials: list[Trial]) -> str:
+    def exported_version(self, trials: list[Trial]) -> str:
         entry = self.record.get(export_id(summary_of(trials)), {})
         return str(entry.get("figures_version", ""))
 

@@ -157,19 +157,52 @@ def test_gradients_that_are_zero_in_float32_are_below_a_line(norm, labels, tmp_p
     assert axes.get_ylim()[0] < norm
 
 
-def test_gradient_that_is_zero_in_float32_is_on_a_line(tmp_path, monkeypatch):
-    labels = {"cell": "lstm", "init": "keras", "length": 300, "seed": 0, "val_mse": 1.0}
-    table = pd.DataFrame([labels | {"step": n, "grad_norm_first_input": 0.0} for n in (9, 18)])
+@pytest.mark.parametrize(("norm", "labels"), [(0.0, ["0 in\nfloat32"]), (1e-30, [])])
+def test_gradient_that_is_zero_in_float32_is_on_a_line(norm, labels, tmp_path, monkeypatch):
+    trial = {"cell": "lstm", "init": "keras", "length": 300, "seed": 0, "val_mse": 1.0}
+    table = pd.DataFrame([trial | {"step": n, "grad_norm_first_input": norm} for n in (9, 18)])
     close = plt.close
     monkeypatch.setattr(plt, "close", lambda figure: figures.append(figure))
     figures: list = []
     copy_first_figures.plot_first_gradient(table, tmp_path)
     (axes,) = figures[0].axes
     close()
-    curve, line = axes.lines
-    assert curve.get_ydata().tolist() == line.get_ydata() == [FLOAT32_MIN] * 2
-    assert [text.get_text() for text in axes.texts] == ["0 in\nfloat32"]
-    assert pd.read_csv(tmp_path / "first_gradient.csv")["grad_norm_first_input"].tolist() == [0, 0]
+    curve, *lines = axes.lines
+    assert curve.get_ydata().tolist() == [max(norm, FLOAT32_MIN)] * 2
+    assert [line.get_ydata() for line in lines] == [[FLOAT32_MIN] * 2] * len(labels)
+    assert [text.get_text() for text in axes.texts] == labels
+    written = pd.read_csv(tmp_path / "first_gradient.csv")["grad_norm_first_input"]
+    assert written.tolist() == [norm] * 2
+
+
+@pytest.mark.parametrize("num_seeds", [1, 2, 9])
+def test_curves_over_steps_have_the_color_of_their_initialization_and_the_style_of_their_seed(
+    num_seeds,
+):
+    rows = [
+        {"cell": "gru", "init": init, "length": length, "seed": seed, "step": step, "val_mse": 1.0}
+        for init in ("chrono", "keras")
+        for length in (5, 50)
+        for seed in range(num_seeds)
+        for step in (450, 900)
+    ]
+    figure, panels = copy_first_figures._plot_over_steps(pd.DataFrame(rows), "val_mse", "")
+    for axes in panels:
+        copy_first_figures._plot_thresholds(axes, {"chance": 1.0})
+    plt.close(figure)
+    colors = copy_first_figures.INIT_COLORS
+    for axes in panels:
+        assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+        *curves, _ = axes.lines
+        assert [c.get_color() for c in curves] == [
+            colors[init] for init in ("chrono", "keras") for _ in range(num_seeds)
+        ]
+        styles = [c.get_linestyle() for c in curves]
+        assert styles[:num_seeds] == styles[num_seeds:]
+        assert len({*styles}) == (2 if num_seeds == 2 else 1)  # nine are more than there are styles
+    assert [len(axes.texts) for axes in panels] == [0, 1]  # at the right
+    titles = [legend.get_title().get_text() for legend in figure.legends]
+    assert titles == ["initialization", "seed"][: 2 if num_seeds == 2 else 1]
 
 
 def test_runs_of_other_numbers_of_layers_are_not_pooled(run, call_main, tmp_path):

@@ -146,7 +146,7 @@ def test_figure_7_names_the_pairs_that_it_leaves_out(gan_run, monkeypatch, tmp_p
         generators[2], 0, load_classifier(), [(3, 8), (1, 7), (0, 1)], tmp_path
     )
     assert {*pd.read_csv(path.with_suffix(".csv"))["from"]} == {3}
-    assert left_out == ["Figure 7 without 1 to 7, 0 to 1: no 0, 7 in 10000 generated images"]
+    assert left_out == "Figure 7 without 1 to 7, 0 to 1: no 0, 7 in 10000 generated images"
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,7 @@ def test_last_line_truncated_anywhere_is_no_row(tmp_path):
 
 
 DAMAGES = [b'{"loss": 0.5, "trai', b"\xff\n", b"3\n", b"null\n", b"{}\n", b"[1, 2]\n"]
+DAMAGES += [b'{"training_iteration": null}\n', b'{"training_iteration": "1"}\n']
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -350,7 +351,11 @@ def test_gan_run_is_read_as_one_trial(gan_run, tmp_path):
     assert (trial.status, trial.failure) == ("failed", "the losses of epoch 2 are not finite")
 
 
-@pytest.mark.parametrize("content", ["{", "", "[]", '{"sweep": {}}', '{"gan": 1}'])
+CORRUPT = ["{", "", "[]", '{"sweep": {}}', '{"gan": 1}', '{"gan": {"seed": 0}}']
+CORRUPT += ['{"sweep": {"trials": {"a": ' + c + "}}}" for c in ("1", "[]", '{"seed": 0}')]
+
+
+@pytest.mark.parametrize("content", CORRUPT)
 def test_corrupt_settings_are_an_error(tmp_path, content):
     (tmp_path / "settings.json").write_text(content)
     with pytest.raises(ResultsError, match=r"settings\.json is corrupt"):
@@ -471,8 +476,18 @@ def test_setting_of_another_version_is_an_error_that_names_the_known_ones(tmp_pa
     folder = str(write_trials(tmp_path / "newer", trial))
     known = {"task": TASKS, "cell": CELLS, "init": INIT_NAMES}[setting]
     message = f"{setting} 'unheard-of' is unknown to this version ({', '.join(known)})"
-    with pytest.raises(ResultsError, match=re.escape(f"{folder}: {message}")):
-        read_trials(folder)
+    expected = re.escape(f"{folder}: {trial.name}: {message}")
+    with pytest.raises(ResultsError, match=expected):
+        read_sweeps([folder], tasks=("palindrome", "unheard-of"))
+    if setting == "task":  # which says when a trial is finished
+        with pytest.raises(ResultsError, match=expected):
+            read_trials(folder)
+    else:
+        assert not is_sweep(read_trials(folder))  # tables show it, no figure does
+    (tmp_path / "newer" / "settings.json").unlink()
+    with pytest.raises(ResultsError, match=expected):
+        read_sweeps([folder], tasks=("palindrome", "unheard-of"))
+    assert not is_sweep(read_trials(folder))
 
 
 def test_trials_without_a_seed_are_no_sweep(tmp_path):
