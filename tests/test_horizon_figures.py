@@ -1,11 +1,16 @@
 import math
+from collections.abc import Iterator
 
+import matplotlib.pyplot as plt
 import pandas as pd
+import pytest
 from fake_trials import make_trial, write_trials
+from matplotlib.figure import Figure
 from PIL import Image
 
-from analysis import horizon
+from analysis import horizon, horizon_figures
 from analysis.horizon_figures import describe_horizon, plot_horizon
+from analysis.trial_metrics import outcomes_table
 
 NORMS = {"grad_norm_h": [[1.0, 0.1, 0.01]] * 4}
 FINISHED = [
@@ -68,6 +73,41 @@ def test_median_counts_a_trial_that_never_gets_there_as_slower_than_any_other(tm
     assert at_20 == float("inf")
     assert "at 20" not in description
     assert "2 of 6 trials never" in description
+
+
+@pytest.fixture
+def figures(monkeypatch) -> Iterator[dict[str, Figure]]:
+    """The figures that are saved, by name."""
+    found: dict[str, Figure] = {}
+    monkeypatch.setattr(
+        horizon_figures, "save", lambda figure, data, out, name, alt: found.update({name: figure})
+    )
+    yield found
+    for figure in found.values():
+        plt.close(figure)
+
+
+def test_median_of_a_single_length_is_visible(figures, tmp_path):
+    table = outcomes_table([make_trial([0.1, 1], length=10, seed=seed) for seed in range(3)])
+    horizon_figures.plot_sequences(table, tmp_path)
+    (axes,) = figures["sequences_to_99"].axes
+    (median,) = [line for line in axes.lines if line.get_label() == "chrono"]
+    assert len(median.get_xdata()) == 1
+    assert median.get_marker() != "None"
+
+
+@pytest.mark.parametrize(("groups", "shape"), [(1, (1, 1)), (4, (1, 4)), (5, (2, 3)), (9, (3, 3))])
+def test_panels_of_gradients_fill_their_rows(figures, tmp_path, groups, shape):
+    rows = [
+        {"cell": "gru", "init": f"init {n}", "variant": "full", "length": 3, "seed": 0,
+         "epoch_label": epoch, "steps_back": back, "grad_norm_h": 1.0}
+        for n in range(groups) for epoch in ("first epoch", "last epoch") for back in range(4)
+    ]  # fmt: skip
+    horizon_figures.plot_gradients(pd.DataFrame(rows), tmp_path)
+    axes = figures["gradients"].axes
+    grid = axes[0].get_subplotspec().get_gridspec()
+    assert (grid.nrows, grid.ncols) == shape
+    assert sum(panel.get_visible() for panel in axes) == groups
 
 
 def test_plots_trials_of_which_none_gets_there(tmp_path):
