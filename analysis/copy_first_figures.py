@@ -210,7 +210,7 @@ def plot_first_gradient(table: pd.DataFrame, out: Path) -> Path:
 def _plot_over_steps(table: pd.DataFrame, column: str, ylabel: str) -> tuple[Figure, list[Axes]]:
     """Plots a column over the training steps, in a panel for each cell and length.
 
-    Colors are initializations. Line styles are seeds, if there are enough of them.
+    Colors are initializations. Line styles are seeds, if there are as many styles.
     """
     seeds = sorted(table["seed"].unique())
     tell_apart = 1 < len(seeds) <= len(LINESTYLES)

@@ -184,7 +184,7 @@ def _plot_sequences_of_cell(
         shifted = x[never.index] * span ** (GROUP_JITTER * number)
         axes.plot(shifted, never["sequences_seen"], ls="", marker="^", ms=5, color=color)
         label = group_label(*group).removeprefix(f"{CELL_LABELS[cell]}, ")
-        # Their marker shows a median between lengths that have none.
+        # The marker shows a median between two lengths without one, where there is no line.
         axes.plot(median.index, median, lw=1.2, marker="_", ms=9, label=label, color=color)
         lines.append(
             f"{group_label(*group)}: "

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -92,7 +93,7 @@ def _outcome_row(trial: Trial) -> dict[str, object]:
     at_99 = (index for index, value in enumerate(accuracies) if value >= SOLVED_THRESHOLD)
     first_solved = next(at_99, len(accuracies))
     return {
-        **{name: trial.config[name] for name in (*GROUP_COLUMNS, "length", "seed")},
+        **_labels(trial),
         "outcome": "diverged" if has_diverged(trial.rows[-1]) else outcome(accuracies),
         "val_accuracy": accuracies[-1],
         "best_val_accuracy": max(accuracies),
@@ -150,7 +151,14 @@ def by_length_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def group_of(trial: Trial) -> tuple[str, str, str]:
-    return trial.config["cell"], trial.config["init"], trial.config["variant"]
+    # The trials of an older version have no variant.
+    return trial.config["cell"], trial.config["init"], trial.config.get("variant", "full")
+
+
+def _labels(trial: Trial) -> dict[str, Any]:
+    """Returns the columns of a trial's group, its length and its seed."""
+    group = dict(zip(GROUP_COLUMNS, group_of(trial), strict=True))
+    return group | {name: trial.config[name] for name in ("length", "seed")}
 
 
 def group_label(cell: str, init: str, variant: str) -> str:
@@ -246,7 +254,7 @@ def gradients_table(trials: list[Trial]) -> pd.DataFrame:
         for label, row in (("first epoch", trial.rows[0]), ("last epoch", trial.rows[-1])):
             for steps_back, norm in enumerate(row["grad_norm_h"]):
                 rows.append(
-                    {name: trial.config[name] for name in (*GROUP_COLUMNS, "length", "seed")}
+                    _labels(trial)
                     | {"epoch_label": label, "steps_back": steps_back, "grad_norm_h": norm}
                     | (
                         {"grad_norm_c": row["grad_norm_c"][steps_back]}

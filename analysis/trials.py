@@ -76,7 +76,7 @@ def select_view(table: pd.DataFrame, args: argparse.Namespace) -> pd.DataFrame:
             table = table.sort_values(args.sort, ascending=not args.descending, kind="stable")
         except TypeError:
             raise ResultsError(
-                f"--sort {args.sort}: its values have no order, as numbers and texts"
+                f"--sort {args.sort}: values of different types cannot be sorted"
             ) from None
     if names:
         return table[names]

@@ -82,3 +82,16 @@ def test_wilson_interval(successes, count, expected):
         if 0 < p < 1:
             z = (successes / count - p) / (p * (1 - p) / count) ** 0.5
             assert abs(z) == pytest.approx(1.959964)
+
+
+def test_sweeps_of_an_older_version_have_no_variant(call_main, tmp_path):
+    trials = sweep(ADAM)
+    for trial in trials:
+        del trial.config["variant"]
+    older = write_trials(tmp_path / "older", *trials)
+    newer = write_trials(tmp_path / "newer", *sweep(ADAM))
+    done = call_main(compare.main, older, newer, "--out", tmp_path / "out")
+    assert (done.returncode, done.stderr) == (0, "")
+    table = pd.read_csv(tmp_path / "out" / "outcomes.csv", keep_default_na=False)
+    first, second = (part.drop(columns="run") for _, part in table.groupby("run"))
+    assert first.values.tolist() == second.values.tolist()

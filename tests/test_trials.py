@@ -112,7 +112,7 @@ def test_values_without_an_order_are_an_error(call_main, tmp_path):
         write_trial(tmp_path / name, name, {"lr": lr}, [make_row(1)])
     done = call_main(trials.main, tmp_path / "a", tmp_path / "b", "--sort", "lr")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "script.py: --sort lr: its values have no order, as numbers and texts\n"
+    assert done.stderr == "script.py: --sort lr: values of different types cannot be sorted\n"
 
 
 def test_epochs_table_before_the_first_epoch_has_the_settings(lines_of, tmp_path):
